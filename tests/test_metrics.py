@@ -1,0 +1,154 @@
+"""Metrics against closed forms, other formulas and their own invariances."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cosutils import metrics
+
+
+def rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def test_energy_is_the_norm_of_each_token_in_grid_order():
+    states = rows(2 * 24, 8).reshape(2, 24, 8)
+    maps = metrics.energy(states, (2, 3, 4))
+    assert maps.shape == (2, 2, 3, 4) and maps.dtype == torch.float32
+    assert torch.allclose(maps[1, 1, 2, 3], states[1, 23].norm())
+    assert torch.equal(maps.flatten(1), metrics.energy(states))
+
+
+def test_energy_of_bf16_is_accumulated_in_float32():
+    states = rows(64, 5120).bfloat16()[None]
+    exact = states.double().norm(dim=-1)
+    assert ((metrics.energy(states).double() - exact).abs() / exact).max() < 1e-6
+
+
+def test_energy_refuses_a_wrong_grid():
+    with pytest.raises(ValueError, match=r"grid \(2, 2, 2\) does not hold 24 tokens"):
+        metrics.energy(rows(24, 8)[None], (2, 2, 2))
+
+
+def test_cka_equals_the_gram_matrix_form():
+    x, y = rows(40, 6).double(), (rows(40, 6) + rows(40, 6, 1)).double()[:, :4]
+    centre = torch.eye(40, dtype=torch.float64) - 1 / 40
+    k, q = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
+    expected = (k * q).sum() / (k.norm() * q.norm())
+    assert metrics.linear_cka(x, y) == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_cka_ignores_rotation_scale_and_shift():
+    x = rows(50, 8)
+    turn, _ = torch.linalg.qr(rows(8, 8, 3))
+    assert metrics.linear_cka(x, 3 * x @ turn + 5) == pytest.approx(1, abs=1e-6)
+    assert metrics.linear_cka(rows(5000, 4), rows(5000, 4, 9)) < 0.01
+
+
+def test_cka_takes_token_batches():
+    x, y = rows(48, 5).reshape(2, 24, 5), rows(48, 5, 1).reshape(2, 24, 5)
+    assert metrics.linear_cka(x, y) == metrics.linear_cka(x.reshape(48, 5), y.reshape(48, 5))
+
+
+@pytest.mark.parametrize(
+    "x, y, message",
+    [
+        (rows(3, 2), rows(4, 2), "rows must agree"),
+        (rows(1, 2), rows(1, 2), "at least 2 rows"),
+        (torch.ones(5, 2), rows(5, 2), "all equal"),
+        (torch.full((5, 2), math.nan), rows(5, 2), "not finite"),
+    ],
+)
+def test_cka_refuses(x, y, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.linear_cka(x, y)
+
+
+def test_effective_number_counts_equal_candidates():
+    assert metrics.effective_number([1, 1, 1, 1]) == pytest.approx(4)
+    assert metrics.effective_number({"left": 0.3, "right": 0.3, "up": 0.0}) == pytest.approx(2)
+    assert metrics.effective_number([0, 7, 0]) == pytest.approx(1)
+    assert metrics.effective_number([0, 0, 0]) == 0
+    many = metrics.effective_number(np.array([[0.5, 0.5], [0.9, 0.1]]))
+    assert many.shape == (2,) and many[0] == pytest.approx(2)
+    assert many[1] == pytest.approx(math.exp(-(0.9 * math.log(0.9) + 0.1 * math.log(0.1))))
+
+
+def test_effective_number_does_not_depend_on_the_scale_of_evidence():
+    evidence = np.random.default_rng(0).random((6, 5))
+    assert np.allclose(metrics.effective_number(evidence), metrics.effective_number(1e-3 * evidence))
+
+
+@pytest.mark.parametrize("bad", [[-0.1, 1], [math.nan, 1], [], 3.0])
+def test_evidence_is_checked(bad):
+    with pytest.raises(ValueError, match="evidence"):
+        metrics.effective_number(bad)
+
+
+@pytest.mark.parametrize(
+    "leaders, expected",
+    [([0, 0, 0], 0), ([1, 0, 0], 1), ([0, 1, 0, 1, 1], 3), ([2, 1, 0], 2), ([0, 1, 1, 0], 3), ([1], 0)],
+)
+def test_commitment_is_the_start_of_the_last_unbroken_lead(leaders, expected):
+    assert metrics.commitment_step(np.eye(3)[leaders]) == expected
+
+
+def test_commitment_of_mappings_and_of_many_runs():
+    run = [{"a": 0.6, "b": 0.4}, {"b": 0.9, "a": 0.1}, {"a": 0.2, "b": 0.8}]
+    assert metrics.commitment_step(run) == 1
+    both = np.stack([np.eye(2)[[0, 1, 1]], np.eye(2)[[1, 1, 1]]])
+    assert metrics.commitment_step(both).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="same candidates"):
+        metrics.commitment_step([{"a": 1}, {"b": 1}])
+    with pytest.raises(ValueError, match="steps, candidates"):
+        metrics.commitment_step([0.1, 0.9])
+
+
+def test_bootstrap_covers_the_mean_about_as_often_as_promised():
+    draws = np.random.default_rng(1).normal(2.0, 1.0, (200, 40))
+    intervals = [metrics.bootstrap_interval(d, level=0.9, resamples=499, seed=i) for i, d in enumerate(draws)]
+    covered = np.mean([i.low <= 2.0 <= i.high for i in intervals])
+    assert 0.82 <= covered <= 0.96
+
+
+def test_bootstrap_is_seeded_and_brackets_the_estimate():
+    values = np.random.default_rng(2).random(30)
+    first, second = metrics.bootstrap_interval(values, seed=4), metrics.bootstrap_interval(values, seed=4)
+    assert first == second and first.low < first.estimate < first.high
+    assert first.estimate == pytest.approx(values.mean())
+    assert metrics.bootstrap_interval(values, np.median).estimate == pytest.approx(np.median(values))
+
+
+def test_bootstrap_of_equal_values_is_a_point():
+    assert metrics.bootstrap_interval([0.5] * 8) == (0.5, 0.5, 0.5)
+
+
+def test_paired_interval_is_tighter_than_the_spread_of_samples():
+    base = np.random.default_rng(3).normal(0, 5, 60)
+    better = base + 0.5 + np.random.default_rng(4).normal(0, 0.1, 60)
+    gain = metrics.paired_interval(better, base)
+    assert 0.4 < gain.low < gain.estimate < gain.high < 0.6
+    with pytest.raises(ValueError, match="equal length"):
+        metrics.paired_interval([1, 2], [1])
+
+
+def test_rate_interval_is_wilsons():
+    k, n, z = 8, 10, 1.959963984540054
+    centre = (k / n + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(k / n * (1 - k / n) / n + z**2 / (4 * n**2))
+    rate = metrics.rate_interval(k, n)
+    assert rate == pytest.approx((0.8, centre - half, centre + half))
+    assert metrics.rate_interval(5, 5).high == pytest.approx(1) and metrics.rate_interval(5, 5).low > 0.5
+
+
+def test_intervals_refuse_bad_input():
+    with pytest.raises(ValueError, match="got 3 of 2"):
+        metrics.rate_interval(3, 2)
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
+        metrics.rate_interval(1, 2, level=95)
+    with pytest.raises(ValueError, match="at least 2 finite values"):
+        metrics.bootstrap_interval([1.0])
