@@ -1,0 +1,37 @@
+# Two commands: `make test` and `make book`. Each creates .venv from the lock if it is missing or out of date.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= 3
+PRESET ?= default
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.PHONY: test book refresh browser-test lock clean
+
+test: .venv/.installed
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+book: .venv/.installed
+	$(BIN)/python tools/build_book.py --preset $(PRESET)
+
+# write the notebooks' stored outputs again (default parameters)
+refresh: .venv/.installed
+	$(BIN)/python tools/refresh_notebooks.py
+
+# load every built page in Chromium; needs the system's `chromium`
+browser-test: .venv/.installed book
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]' --no-build-isolation
+	$(BIN)/python -m pytest tests/test_book.py -rs
+
+# resolve the ranges of pyproject.toml afresh in an environment of its own and write constraints.txt
+lock:
+	$(PYTHON) tools/lock.py
+
+clean:
+	rm -rf _build runs
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[all]'
+	touch $@
