@@ -1,0 +1,112 @@
+"""Numbers behind the claims: written with their intervals, compared with what is expected."""
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["check_numbers", "record_numbers"]
+
+_FIELDS = {"value", "low", "high", "n", "tolerance"}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("cosutils", "torch", "diffusers", "transformers", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def _entry(name: str, given: Mapping[str, Any]) -> dict[str, float | int | None]:
+    """One checked number: finite value, low <= high or both None, n a whole number >= 1 or None."""
+    if unknown := set(given) - _FIELDS:
+        raise ValueError(f"{name}: unknown field {sorted(unknown)[0]!r}; allowed are {', '.join(sorted(_FIELDS))}")
+    if "value" not in given or isinstance(given["value"], str) or not math.isfinite(given["value"]):
+        raise ValueError(f"{name}: needs a finite value, not {given.get('value')!r}")
+    low, high, n = given.get("low"), given.get("high"), given.get("n")
+    if (low is None) != (high is None) or (low is not None and not low <= high):
+        raise ValueError(f"{name}: an interval needs low <= high (or neither), not {low!r}, {high!r}")
+    if n is not None and (int(n) != n or n < 1):
+        raise ValueError(f"{name}: n counts samples, a whole number >= 1, not {n!r}")
+    entry: dict[str, float | int | None] = {
+        "value": float(given["value"]),
+        "low": None if low is None else float(low),
+        "high": None if high is None else float(high),
+        "n": None if n is None else int(n),
+    }
+    if given.get("tolerance") is not None:
+        if not given["tolerance"] >= 0:
+            raise ValueError(f"{name}: a tolerance is >= 0, not {given['tolerance']!r}")
+        entry["tolerance"] = float(given["tolerance"])
+    return entry
+
+
+def record_numbers(
+    path: str | os.PathLike[str],
+    section: str,
+    numbers: Mapping[str, Mapping[str, Any]],
+    provenance: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+    """Write `<path>/<section>.json` (whole or not at all) and return where it lies.
+
+    numbers: name -> {value, low, high, n[, tolerance]}: the value, its interval (both or neither), the number of
+    samples, and how far (absolute) another machine may stray. provenance: JSON-ready facts about the run (preset,
+    seeds, schedule, ...), stored beside the package versions. Raises ValueError on a number that is not finite, an
+    interval upside down, or an empty record.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", section):
+        raise ValueError(f"a section is a plain file name such as '01_chain_of_steps', not {section!r}")
+    if not numbers:
+        raise ValueError(f"{section}: no numbers to record")
+    record = {
+        "section": section,
+        "numbers": {name: _entry(name, numbers[name]) for name in numbers},
+        "provenance": {**(provenance or {}), "versions": _versions()},
+    }
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    folder = pathlib.Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{section}.json"
+    temporary = folder / f".{section}.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    try:
+        numbers = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))["numbers"]
+        return {name: _entry(name, numbers[name]) for name in numbers}
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a record written by record_numbers") from error
+
+
+def check_numbers(
+    path: str | os.PathLike[str],
+    expected_path: str | os.PathLike[str],
+    rtol: float = 1e-2,
+    atol: float = 1e-3,
+) -> list[str]:
+    """Differences between two records beyond tolerance, one sentence each; an empty list means agreement.
+
+    A number agrees when |value - expected| <= its expected `tolerance`, or, where it has none,
+    <= atol + rtol * |expected|. A name that only one record has and a different n are differences too.
+    """
+    found, expected = _read(path), _read(expected_path)
+    differences = [f"{name}: expected, not recorded" for name in expected if name not in found]
+    differences += [f"{name}: recorded, not expected" for name in found if name not in expected]
+    for name in sorted(found.keys() & expected.keys()):
+        new, old = found[name], expected[name]
+        allowed = old.get("tolerance", atol + rtol * abs(old["value"]))
+        if abs(new["value"] - old["value"]) > allowed:
+            differences.append(f"{name}: {new['value']:.6g}, expected {old['value']:.6g} within {allowed:.2g}")
+        if new["n"] != old["n"]:
+            differences.append(f"{name}: n = {new['n']}, expected n = {old['n']}")
+    return differences

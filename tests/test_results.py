@@ -1,0 +1,100 @@
+"""Recorded numbers: whole files, checked entries, differences named."""
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cosutils.results import check_numbers, record_numbers
+
+GOOD = {"solved": {"value": 0.9, "low": 0.85, "high": 0.94, "n": 200}, "steps": {"value": 7.0, "low": None, "high": None, "n": 50}}
+
+
+def test_record_is_whole_and_carries_its_provenance(tmp_path):
+    path = record_numbers(tmp_path, "01_maze", GOOD, {"preset": "mini", "seeds": [0, 1]})
+    record = json.loads(path.read_text())
+    assert path.name == "01_maze.json" and [p.name for p in tmp_path.iterdir()] == ["01_maze.json"]
+    assert record["numbers"] == GOOD
+    assert record["provenance"]["preset"] == "mini"
+    assert record["provenance"]["versions"]["torch"].startswith("2.")
+
+
+def test_recording_twice_gives_the_same_bytes(tmp_path):
+    first = record_numbers(tmp_path, "a", GOOD).read_bytes()
+    assert record_numbers(tmp_path, "a", GOOD).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"value": float("nan"), "low": None, "high": None, "n": 1}, "finite"),
+        ({"low": 0, "high": 1, "n": 1}, "finite"),
+        ({"value": 1, "low": 2, "high": 1, "n": 1}, "low <= high"),
+        ({"value": 1, "low": 2, "high": None, "n": 1}, "low <= high"),
+        ({"value": 1, "low": None, "high": None, "n": 0}, "n counts samples"),
+        ({"value": 1, "low": None, "high": None, "n": 1.5}, "n counts samples"),
+        ({"value": 1, "tolerance": -1}, "tolerance"),
+        ({"value": 1, "mean": 1}, "unknown field 'mean'"),
+    ],
+)
+def test_a_bad_number_is_refused_and_leaves_the_old_file(tmp_path, entry, words):
+    before = record_numbers(tmp_path, "a", GOOD).read_bytes()
+    with pytest.raises(ValueError, match=words):
+        record_numbers(tmp_path, "a", GOOD | {"bad": entry})
+    assert (tmp_path / "a.json").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_provenance_that_is_not_json_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        record_numbers(tmp_path / "new", "a", GOOD, {"set": {1}})
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("section", ["", "../a", "a/b", ".hidden"])
+def test_section_is_a_plain_name(tmp_path, section):
+    with pytest.raises(ValueError, match="plain file name"):
+        record_numbers(tmp_path, section, GOOD)
+
+
+def test_empty_record_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no numbers"):
+        record_numbers(tmp_path, "a", {})
+
+
+def changed(tmp_path, **fields):
+    old = record_numbers(tmp_path / "old", "a", GOOD)
+    new = record_numbers(tmp_path / "new", "a", {**GOOD, "solved": GOOD["solved"] | fields})
+    return check_numbers(new, old)
+
+
+def test_agreement_is_an_empty_list(tmp_path):
+    assert changed(tmp_path) == []
+    assert changed(tmp_path, value=0.905) == []
+
+
+def test_a_number_that_moved_is_named(tmp_path):
+    assert changed(tmp_path, value=0.95) == ["solved: 0.95, expected 0.9 within 0.01"]
+    assert changed(tmp_path, n=100) == ["solved: n = 100, expected n = 200"]
+
+
+def test_the_expected_tolerance_wins(tmp_path):
+    wide = {"a": {"value": 1.0, "n": 1, "tolerance": 0.5}}
+    old = record_numbers(tmp_path / "old", "x", wide)
+    new = record_numbers(tmp_path / "new", "x", {"a": {"value": 1.4, "n": 1}})
+    assert check_numbers(new, old) == []
+    assert len(check_numbers(old, new)) == 1
+
+
+def test_missing_and_extra_names_are_differences(tmp_path):
+    old = record_numbers(tmp_path / "old", "x", {"a": {"value": 1.0}})
+    new = record_numbers(tmp_path / "new", "x", {"b": {"value": 1.0}})
+    assert check_numbers(new, old) == ["a: expected, not recorded", "b: recorded, not expected"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"numbers": {"a": 3}}'])
+def test_a_broken_record_is_refused_by_name(tmp_path, text):
+    good = record_numbers(tmp_path, "good", GOOD)
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ValueError, match="bad.json is not a record"):
+        check_numbers(tmp_path / "bad.json", good)
