@@ -1,0 +1,24 @@
+"""See how a video diffusion model reasons along its denoising steps.
+
+A companion to "Demystifying Video Reasoning" (arXiv 2603.16870): instruments for the unmodified diffusers Wan
+image-to-video pipelines, and `cos-mini`, a small trained model of the same architecture.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+from .record import Run, Series, record, resume
+
+LAZY = {"figures": "cosutils.figures", "mini": "cosutils.mini", "tasks": "cosutils.mini.tasks"}
+
+__all__ = ["Run", "Series", "figures", "mini", "record", "resume", "tasks"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in LAZY:
+        raise AttributeError(f"cosutils has no {name!r}: choose from {', '.join(__all__)}")
+    return import_module(LAZY[name])

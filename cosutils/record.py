@@ -1,0 +1,300 @@
+"""Record every step of a pipeline call, decode it later, store it, and continue from any step.
+
+    with record(pipe) as run:
+        pipe(**arguments)
+    run.x0[12]                    # the estimate x0hat at step 12, (B, C, F, H, W)
+    run.decode(steps=[0, 4, 12])  # its pixels, (3, B, T, H, W, 3)
+
+Chain-of-Steps (arXiv 2603.16870, Sec. 3.1) reads x0hat = x_s - sigma_s v(x_s, s) at every step s. The sigma is the
+schedule's own (`scheduler.sigmas[s]`, never t / 1000), the product is taken in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanImageToVideoPipeline
+from diffusers.utils.torch_utils import get_module_execution_device
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import __version__
+from ._scheduler import Hub, Tap, experts, is_multistep, reset_multistep, tapped
+
+__all__ = ["Run", "Series", "record", "resume"]
+
+KEPT = ("x", "v", "x0")
+
+
+class Series(dict[int, Tensor]):
+    """One recorded quantity: {step: (B, C, F, H, W)} on the CPU. Negative steps count from the last one."""
+
+    def __init__(self, name: str, items: dict[int, Tensor] | None = None):
+        super().__init__(items or {})
+        self.name = name
+
+    def __missing__(self, step: int) -> Tensor:
+        if not self:
+            raise KeyError(f"{self.name} was not kept in this run: record(pipe, keep=(..., {self.name!r}))")
+        last = max(self)
+        if isinstance(step, int) and step < 0 and last + 1 + step in self:
+            return self[last + 1 + step]
+        raise KeyError(f"no step {step!r}: this run has steps {min(self)}..{last}")
+
+    def stack(self) -> Tensor:
+        """Return all steps, noisiest first: (S, B, C, F, H, W)."""
+        if not self:
+            self.__missing__(0)
+        return torch.stack([self[step] for step in sorted(self)])
+
+
+@dataclass
+class Run:
+    """One recorded pipeline call; S steps, B videos, latents (B, C, F, H, W).
+
+    x: x_s as the model saw it, float32, edits included. v: the model's velocity after guidance, in its own dtype.
+    x0: x0hat = x_s - sigma_s v in float32. For a TI2V-5B pipeline, which overwrites latent frame 0 by the given image
+    before every forward, frame 0 of x and x0 is that image, as the model sees it; v is left as returned.
+    sigmas: (steps + 1,) float32, the last one 0. latents: the final state, float32. first: the step the call began at.
+    edits: {step: names of what was injected before that step}. info: everything needed to tell this run from another.
+    """
+
+    x: Series = field(default_factory=lambda: Series("x"))
+    v: Series = field(default_factory=lambda: Series("v"))
+    x0: Series = field(default_factory=lambda: Series("x0"))
+    sigmas: Tensor = field(default_factory=lambda: torch.empty(0))
+    latents: Tensor | None = None
+    first: int = 0
+    edits: dict[int, list[str]] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    pipe: WanImageToVideoPipeline | None = field(default=None, repr=False)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the schedule, also where the call began later."""
+        return len(self.sigmas) - 1
+
+    @torch.no_grad()
+    def decode(
+        self,
+        steps: Iterable[int] | None = None,
+        frames: Iterable[int] | None = None,
+        batch: int = 8,
+        pipe: WanImageToVideoPipeline | None = None,
+    ) -> Tensor:
+        """Return the pixels of x0hat at `steps` (default: all): (S, B, T, H, W, 3), float32 in [0, 1], on the CPU.
+
+        `frames` keeps only these pixel frames. `batch` videos are decoded at a time by the VAE of the recorded
+        pipeline, or of `pipe` where the run was loaded. Raises KeyError for a step, IndexError for a frame and
+        ValueError for a batch that does not exist.
+        """
+        pipe = pipe or self.pipe
+        if pipe is None:
+            raise ValueError("a loaded run needs the pipeline to decode with: run.decode(..., pipe=pipe)")
+        if not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"batch must be a positive number of videos, got {batch!r}")
+        x0 = self.x0.stack() if steps is None else torch.stack([self.x0[step] for step in steps])
+        pixels = [_pixels(pipe, part, frames) for part in x0.flatten(0, 1).split(batch)]
+        return torch.cat(pixels).unflatten(0, x0.shape[:2])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write run.safetensors and run.json into `folder` and return it; each file appears whole or not at all."""
+        if self.latents is None:
+            raise ValueError("only a finished run can be saved: this one has no final latents")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"sigmas": self.sigmas, "latents": self.latents}
+        for series in (self.x, self.v, self.x0):
+            tensors |= {f"{series.name}.{step}": value.contiguous() for step, value in series.items()}
+        digest = _write(folder / "run.safetensors", lambda path: save_file(tensors, path))
+        text = json.dumps(
+            {"sha256": digest, "first": self.first, "edits": self.edits, "info": self.info}, indent=1, allow_nan=False
+        )
+        _write(folder / "run.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path, pipe: WanImageToVideoPipeline | None = None) -> Run:
+        """Read what `save` wrote; `pipe` is the pipeline to decode with.
+
+        Raises FileNotFoundError where a file is missing and ValueError where the two files do not belong together.
+        """
+        folder = Path(folder)
+        for name in ("run.json", "run.safetensors"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"no {name} in {folder}: this is not a folder written by Run.save")
+        stored = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if _sha256(folder / "run.safetensors") != stored["sha256"]:
+            raise ValueError(f"{folder / 'run.safetensors'} is truncated or altered: its sha256 is not run.json's")
+        tensors = load_file(folder / "run.safetensors")
+        run = cls(sigmas=tensors.pop("sigmas"), latents=tensors.pop("latents"), first=stored["first"], pipe=pipe)
+        for key, value in tensors.items():
+            name, step = key.split(".")
+            getattr(run, name)[int(step)] = value
+        run.edits = {int(step): names for step, names in stored["edits"].items()}
+        run.info = stored["info"]
+        return run
+
+
+class _Recorder(Tap):
+    def __init__(self, run: Run, keep: tuple[str, ...]):
+        self.run, self.keep = run, keep
+
+    def start(self, hub: Hub) -> None:
+        if self.run.latents is not None:
+            raise RuntimeError("this recording already holds a run: open a new `record` for each pipeline call")
+        for series in (self.run.x, self.run.v, self.run.x0):
+            series.clear()
+        self.run.sigmas, self.run.first = hub.sigmas, hub.first
+        self.run.info = _provenance(hub)
+
+    def step(self, hub: Hub, step: int, x: Tensor, v: Tensor, x0: Tensor) -> None:
+        for name, value in zip(KEPT, (x, v, x0), strict=True):
+            if name in self.keep:
+                getattr(self.run, name)[step] = value.detach().to("cpu", copy=True)
+
+    def finish(self, hub: Hub, latents: Tensor) -> None:
+        self.run.latents = latents.detach().to("cpu", torch.float32, copy=True)
+        self.run.edits = dict(hub.edits)
+
+
+@contextmanager
+def record(pipe: WanImageToVideoPipeline, keep: Iterable[str] = KEPT) -> Iterator[Run]:
+    """Record the one call of `pipe` made inside the block; yields its `Run`. Observing changes no bit of the call.
+
+    `keep` names what is stored, out of x, v and x0, on the CPU: at most 10 bytes (12 in float32) per latent value,
+    video and step. `decode` needs x0, `resume` needs x (with a multistep solver also v).
+    """
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    unknown = [name for name in keep if name not in KEPT]
+    if unknown:
+        raise ValueError(f"cannot keep {unknown[0]!r}: choose from {', '.join(KEPT)}")
+    run = Run(pipe=pipe)
+    with tapped(pipe, _Recorder(run, keep)):
+        yield run
+
+
+def resume(pipe: WanImageToVideoPipeline, run: Run, step: int, **arguments: Any) -> Any:
+    """Call `pipe` from the recorded x_s of `run` at `step` on; returns what the call returns.
+
+    `arguments` are those of the recorded call. The result equals the uninterrupted run's; contexts around the call
+    see absolute step numbers. A multistep solver's memory is rebuilt by replaying its recorded steps, which costs no
+    forward of the model. Raises KeyError for a step that was not recorded and ValueError for another schedule or size.
+    """
+    if "latents" in arguments:
+        raise TypeError("resume takes its latents from the run: leave `latents` out")
+    x = run.x[step]
+    step = step if step >= 0 else run.steps + step
+    arguments.setdefault("num_inference_steps", run.steps)
+
+    def restart(hub: Hub) -> int:
+        scheduler = hub.scheduler
+        if not torch.equal(hub.sigmas, run.sigmas):
+            raise ValueError(
+                f"the call's schedule ({hub.steps} steps) is not that of the recorded run ({run.steps} steps): "
+                "use the same scheduler and num_inference_steps"
+            )
+        for name in ("height", "width", "num_frames"):
+            if hub.arguments[name] != run.info[name]:
+                raise ValueError(f"{name} is {hub.arguments[name]} but the recorded run has {run.info[name]}")
+        if is_multistep(scheduler):
+            if run.first > 0:
+                raise ValueError(
+                    f"the solver's memory cannot be rebuilt: this run was itself resumed at step {run.first}, "
+                    "so resume from the full run"
+                )
+            for earlier in range(step):
+                if earlier in run.edits:
+                    reset_multistep(scheduler)
+                scheduler.replay(earlier, run.v[earlier], run.x[earlier])
+            if step in run.edits:
+                reset_multistep(scheduler)
+        else:
+            scheduler.set_begin_index(step)
+        if step > 0:
+            hub.x0 = (run.x0 or _estimates(run))[step - 1].to(scheduler.timesteps.device)
+        return step
+
+    with tapped(pipe, Tap()) as hub:
+        hub.restart = restart
+        try:
+            return pipe(**arguments, latents=x)
+        finally:
+            hub.restart = None
+
+
+def _estimates(run: Run) -> Series:
+    """x0hat of a run that kept only x and v."""
+    return Series("x0", {step: x - run.sigmas[step] * run.v[step].float() for step, x in run.x.items()})
+
+
+def _pixels(pipe: WanImageToVideoPipeline, latents: Tensor, frames: Iterable[int] | None) -> Tensor:
+    """Decode latents (N, C, F, H, W) exactly as the pipeline does: (N, T, H, W, 3) in [0, 1]."""
+    vae = pipe.vae
+    latents = latents.to(get_module_execution_device(vae), vae.dtype)
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1).to(latents)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    video = vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0]
+    pixels = pipe.video_processor.postprocess_video(video, output_type="pt").permute(0, 1, 3, 4, 2)
+    if frames is not None:
+        chosen, count = list(frames), pixels.shape[1]
+        for frame in chosen:
+            if not -count <= frame < count:
+                raise IndexError(f"no frame {frame}: the decoded video has frames 0..{count - 1}")
+        pixels = pixels[:, chosen]
+    return pixels.float().cpu()
+
+
+def _provenance(hub: Hub) -> dict[str, Any]:
+    """What was run, as plain JSON values."""
+    pipe, call = hub.pipe, hub.arguments
+    generators = call["generator"] if isinstance(call["generator"], list) else [call["generator"]]
+    preset = getattr(pipe, "_cos_preset", None)
+    plain = ("prompt", "negative_prompt", "height", "width", "num_frames", "guidance_scale", "guidance_scale_2")
+    return {
+        **{name: call[name] for name in plain},
+        "model": pipe.config.get("_name_or_path"),
+        "preset": preset.name if preset else None,
+        "scheduler": type(hub.scheduler).__name__,
+        "sigmas": hub.sigmas.tolist(),
+        "timesteps": [float(t) for t in (hub.scheduler.timesteps if hub.timesteps is None else hub.timesteps)],
+        "boundary": pipe.config.boundary_ratio,
+        "dtype": {name: str(model.dtype).removeprefix("torch.") for name, model in experts(pipe).items()},
+        "device": str(pipe._execution_device),
+        "seeds": [None if generator is None else generator.initial_seed() for generator in generators],
+        "first": hub.first,
+        "versions": {"python": platform.python_version(), "cosutils": __version__}
+        | {name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> str:
+    """Let `write` fill a temporary file, move it to `path` when whole, and return its sha256."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        digest = _sha256(temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"could not write {path}, nothing was changed there: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest
