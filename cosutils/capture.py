@@ -1,0 +1,190 @@
+"""Block states of a run, reduced on the device and keyed by (expert, step, layer) (paper Sec. 5.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._branches import BRANCHES, Grid, Place, check_layers, check_steps, watch
+from .metrics import energy
+
+__all__ = ["Capture", "Key", "capture", "projection", "raw", "region", "tokens"]
+
+Key = tuple[str, int, int]
+Reduction = Callable[[Tensor, Grid], Tensor]
+
+
+def raw(states: Tensor, grid: Grid) -> Tensor:
+    """The whole block state, tokens (B, N, D) in the model's dtype. What `swap` needs of a donor."""
+    return states
+
+
+def region(
+    frames: Iterable[int] | None = None, rows: Iterable[int] | None = None, columns: Iterable[int] | None = None
+) -> Callable[[Grid], Tensor]:
+    """A box of space-time: calling it with a grid (f, h, w) gives a boolean mask (N,) in f-major token order.
+
+    frames, rows, columns: token indices along f, h, w (None is all). Beyond the grid they raise ValueError.
+    """
+    wanted = tuple(None if axis is None else sorted(set(axis)) for axis in (frames, rows, columns))
+
+    def mask(grid: Grid) -> Tensor:
+        inside = torch.ones(grid, dtype=torch.bool)
+        for axis, (name, chosen) in enumerate(zip(("frame", "row", "column"), wanted, strict=True)):
+            if chosen is None:
+                continue
+            for index in chosen:
+                if not 0 <= index < grid[axis]:
+                    raise ValueError(f"no {name} {index}: the token grid {tuple(grid)} has 0..{grid[axis] - 1}")
+            line = torch.zeros(grid[axis], dtype=torch.bool)
+            line[chosen] = True
+            inside &= line.reshape([-1 if i == axis else 1 for i in range(3)])
+        return inside.flatten()
+
+    return mask
+
+
+def tokens(indices: Iterable[int] | Tensor | Callable[[Grid], Tensor]) -> Reduction:
+    """Keep a subset of tokens: states (B, N, D) to (B, n, D).
+
+    indices: token numbers in 0..N-1 (kept in the given order) or a `region`. ValueError beyond the grid.
+    """
+    fixed = None if callable(indices) else torch.as_tensor(list(indices), dtype=torch.long)
+
+    def reduce(states: Tensor, grid: Grid) -> Tensor:
+        chosen = indices(grid).nonzero()[:, 0] if fixed is None else fixed
+        count = states.shape[1]
+        if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= count:
+            raise ValueError(f"token indices must lie in 0..{count - 1} and not be empty, got {chosen.tolist()[:8]}")
+        return states.index_select(1, chosen.to(states.device))
+
+    return reduce
+
+
+def projection(dim: int, seed: int = 0) -> Reduction:
+    """Random projection of every token: states (B, N, D) to float32 (B, N, dim), D x dim Gaussian / sqrt(dim).
+
+    Keeps inner products in expectation (Johnson and Lindenstrauss 1984), the same matrix at every layer and step.
+    """
+    if dim < 1:
+        raise ValueError(f"dim must be at least 1, got {dim}")
+    matrices: dict[tuple[int, torch.device], Tensor] = {}
+
+    def reduce(states: Tensor, grid: Grid) -> Tensor:
+        width = states.shape[-1], states.device
+        if width not in matrices:
+            matrix = torch.randn(width[0], dim, generator=torch.Generator().manual_seed(seed))
+            matrices[width] = (matrix / dim**0.5).to(states.device)
+        return states.float() @ matrices[width]
+
+    return reduce
+
+
+class Capture(Mapping[Key, Tensor]):
+    """Captured states on the host, read as a mapping from (expert, step, layer).
+
+    Attributes: branch, grid (f, h, w) of the tokens, `inputs` (the same keys; block inputs, if they were asked for).
+    Complete steps are readable while the run goes on.
+    """
+
+    def __init__(self, branch: str, reduce: Reduction) -> None:
+        self.branch = branch
+        self.reduce = reduce
+        self.grid: Grid | None = None
+        self.inputs: dict[Key, Tensor] = {}
+        self._outputs: dict[Key, Tensor] = {}
+        self._pending: dict[tuple[str, Key], Tensor] = {}
+
+    def _add(self, place: Place, kind: str, state: Tensor) -> None:
+        key = (place.expert, place.step, place.layer)
+        store = self.inputs if kind == "input" else self._outputs
+        if key in store or (kind, key) in self._pending:
+            raise ValueError(f"{key} was captured before; open a new capture for every run")
+        self.grid = place.grid
+        if self.reduce is raw:
+            store[key] = state.detach().to("cpu", non_blocking=True)
+        else:
+            self._pending[kind, key] = self.reduce(state.detach(), place.grid)
+
+    def _flush(self) -> None:
+        """Bring the maps of the step that just ended to the host in one copy."""
+        if self._pending:
+            stacked = torch.stack(list(self._pending.values())).to("cpu", non_blocking=True)
+            for (kind, key), state in zip(self._pending, stacked, strict=True):
+                (self.inputs if kind == "input" else self._outputs)[key] = state
+            self._pending.clear()
+
+    def _finish(self) -> None:
+        self._flush()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
+    def __getitem__(self, key: Key) -> Tensor:
+        self._finish()
+        if key not in self._outputs:
+            raise KeyError(f"{key} was not captured; steps {self.steps}, layers {self.layers}")
+        return self._outputs[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter([*self._outputs, *(key for kind, key in self._pending if kind == "output")])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    @property
+    def steps(self) -> list[int]:
+        """Captured steps, ascending."""
+        return sorted({step for _, step, _ in self})
+
+    @property
+    def layers(self) -> list[int]:
+        """Captured layers, ascending."""
+        return sorted({layer for _, _, layer in self})
+
+    def stack(self) -> Tensor:
+        """All states as one tensor (S, L, ...), over `steps` and `layers`; the expert follows from the step."""
+        by_place = {(step, layer): self[expert, step, layer] for expert, step, layer in self}
+        return torch.stack([torch.stack([by_place[s, k] for k in self.layers]) for s in self.steps])
+
+
+@contextmanager
+def capture(
+    pipe: Any,
+    layers: Iterable[int] | int | None = None,
+    steps: Iterable[int] | int | None = None,
+    reduce: Reduction = energy,
+    branch: str = "cond",
+    *,
+    inputs: bool = False,
+) -> Iterator[Capture]:
+    """Record block outputs of the one run inside the `with` block, without changing it (`torch.equal`).
+
+    layers, steps: which ones (None is all). reduce: `energy` (B, f, h, w), `tokens(...)`, `projection(...)`, `raw`
+    or any function of (states (B, N, D), grid), run on the device; one copy to the host at the end of each step.
+    branch: "cond" (the positive CFG pass, as in the paper) or "uncond". inputs: keep block inputs too, which
+    `swap(mode="delta")` needs of a donor.
+    Raises ValueError or TypeError for an unknown layer, step or branch, a feature cache, a whole-model compile, or a
+    second run in the same context.
+    """
+    if branch not in BRANCHES:
+        raise ValueError(f"no branch {branch!r}: allowed are 'cond' and 'uncond'")
+    if not callable(reduce):
+        raise TypeError(f"reduce must be a function of (states, grid) such as energy or raw, got {reduce!r}")
+    states = Capture(branch, reduce)
+
+    def visit(place: Place, block_input: Tensor, block_output: Tensor) -> None:
+        states._add(place, "output", block_output)
+        if inputs:
+            states._add(place, "input", block_input)
+
+    try:
+        with watch(
+            pipe, check_layers(pipe, layers), check_steps(steps), (branch,), visit, step_end=states._flush
+        ):
+            yield states
+    finally:
+        states._finish()
