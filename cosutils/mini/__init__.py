@@ -1,0 +1,1 @@
+"""The embedded model: its world, tasks, codec, training and scores."""
