@@ -11,11 +11,27 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
+from .inject import Edit, inject, noise_at, noise_at_frame, noise_at_step, renoise, sweep
 from .record import Run, Series, record, resume
 
 LAZY = {"figures": "cosutils.figures", "mini": "cosutils.mini", "tasks": "cosutils.mini.tasks"}
 
-__all__ = ["Run", "Series", "figures", "mini", "record", "resume", "tasks"]
+__all__ = [
+    "Edit",
+    "Run",
+    "Series",
+    "figures",
+    "inject",
+    "mini",
+    "noise_at",
+    "noise_at_frame",
+    "noise_at_step",
+    "record",
+    "renoise",
+    "resume",
+    "sweep",
+    "tasks",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

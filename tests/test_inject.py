@@ -1,0 +1,181 @@
+"""Injected noise arrives, stays under every solver, and is refused where it makes no sense."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from cosutils.inject import Edit, inject, noise_at, noise_at_frame, noise_at_step, renoise, sweep
+from cosutils.record import record, resume
+
+
+def run_with(pipe, *edits, **changes):
+    with record(pipe) as run, inject(pipe, *edits):
+        pipe(**tiny.call(**changes))
+    return run
+
+
+def plain(pipe, **changes):
+    with record(pipe) as run:
+        pipe(**tiny.call(**changes))
+    return run
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
+@pytest.mark.parametrize("step", [0, 3])
+def test_noise_at_step_is_what_the_model_sees(solver, step):
+    pipe = tiny.build("a14b", solver)
+    clean, noisy = plain(pipe), run_with(pipe, noise_at_step(step, seed=4))
+    x = noisy.x[step]
+    assert abs(x.std().item() - 1) < 0.25 and relative(x, clean.x[step]) > 0.5
+    for earlier in range(step):
+        assert torch.equal(noisy.x[earlier], clean.x[earlier])
+    assert noisy.edits == {step: ["noise, seed 4"]}
+
+
+def test_unipc_does_not_undo_the_noise():
+    """Euler keeps the whole disturbance; UniPC must too, though its corrector would rebuild x from the past."""
+    change = {}
+    for solver in tiny.SOLVERS:
+        pipe = tiny.build("a14b", solver)
+        clean, noisy = (run(pipe, steps=10) for run in (plain, lambda p, **k: run_with(p, noise_at_step(4), **k)))
+        change[solver] = relative(noisy.latents, clean.latents)
+    assert change["euler"] > 0.5
+    assert change["unipc"] > 0.8 * change["euler"]
+
+
+def test_the_corrector_would_undo_noise_written_by_a_callback():
+    """Why the solver's memory is reset: the same edit without a reset all but disappears under UniPC."""
+    pipe = tiny.build("a14b", "unipc")
+    clean = plain(pipe, steps=10).latents
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+
+    def overwrite(pipe, step, timestep, tensors):
+        return {"latents": noise} if step == 3 else {}
+
+    naive = pipe(**tiny.call(steps=10), callback_on_step_end=overwrite).frames
+    assert relative(naive, clean) < 0.3
+
+
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
+def test_noise_at_frame_touches_one_frame_at_every_step(solver):
+    pipe = tiny.build("wan21", solver)
+    clean, noisy = plain(pipe), run_with(pipe, noise_at_frame(1))
+    assert torch.equal(noisy.x[0][:, :, [0, 2]], clean.x[0][:, :, [0, 2]])
+    frames = [noisy.x[step][:, :, 1] for step in range(5)]
+    assert all(not torch.equal(frames[i], frames[j]) for i in range(5) for j in range(i))
+    assert all(abs(frame.std().item() - 1) < 0.4 for frame in frames)
+    assert sorted(noisy.edits) == [0, 1, 2, 3, 4]
+
+
+def test_noise_at_one_step_and_frame():
+    pipe = tiny.build("a14b")
+    clean, noisy = plain(pipe), run_with(pipe, noise_at(2, frame=1))
+    assert torch.equal(noisy.x[2][:, :, [0, 2]], clean.x[2][:, :, [0, 2]])
+    assert relative(noisy.x[2][:, :, 1], clean.x[2][:, :, 1]) > 0.5
+
+
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
+def test_renoise_keeps_the_estimate_at_the_right_sigma(solver):
+    """Taking x0hat off the edited x leaves sigma times the noise that `noise_at_step` injects."""
+    pipe = tiny.build("a14b", solver)
+    kept, replaced = run_with(pipe, renoise(2, seed=3)), run_with(pipe, noise_at_step(2, seed=3))
+    sigma = kept.sigmas[2]
+    torch.testing.assert_close(kept.x[2] - (1 - sigma) * kept.x0[1], sigma * replaced.x[2])
+
+
+def test_renoise_at_step_zero_is_noise():
+    pipe = tiny.build("a14b")
+    assert torch.equal(run_with(pipe, renoise(0)).x[0], run_with(pipe, noise_at_step(0)).x[0])
+
+
+def test_injected_noise_is_not_the_initial_noise_of_the_same_seed():
+    pipe = tiny.build("a14b")
+    assert relative(run_with(pipe, noise_at_step(0, seed=0)).x[0], plain(pipe, seed=0).x[0]) > 0.5
+
+
+def test_contexts_nest_in_any_order_and_edits_compose():
+    pipe = tiny.build("a14b")
+    with inject(pipe, noise_at(1, frame=2)), record(pipe) as inside, inject(pipe, noise_at_step(3)):
+        pipe(**tiny.call())
+    outside = run_with(pipe, noise_at(1, frame=2), noise_at_step(3))
+    assert torch.equal(inside.latents, outside.latents) and sorted(inside.edits) == [1, 3]
+
+
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
+def test_a_batch_is_disturbed_like_its_members(solver):
+    pipe = tiny.build("a14b", solver)
+    both = run_with(pipe, noise_at_step(2), prompt=["a ball", "the maze"], seed=[1, 2]).latents
+    for row, (prompt, seed) in enumerate([("a ball", 1), ("the maze", 2)]):
+        alone = run_with(pipe, noise_at_step(2), prompt=[prompt], seed=[seed]).latents
+        torch.testing.assert_close(both[row : row + 1], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
+def test_a_sweep_from_recorded_steps_equals_full_runs(kind, solver):
+    pipe = tiny.build(kind, solver)
+    run = plain(pipe)
+    edits = [noise_at_step(0), noise_at_step(3), renoise(2), noise_at(4, frame=1), noise_at_frame(2)]
+    for edit, output in sweep(pipe, run, edits, **tiny.call()):
+        assert torch.equal(output.frames, run_with(pipe, edit).latents), edit
+
+
+def test_a_sweep_shares_prefixes():
+    """Noise at each of N steps costs (N + 1) / 2 runs instead of N."""
+    pipe = tiny.build("wan21")
+    run, forwards = plain(pipe), []
+    pipe.transformer.register_forward_hook(lambda *_: forwards.append(1))
+    list(sweep(pipe, run, map(noise_at_step, range(5)), **tiny.call()))
+    assert len(forwards) == 2 * (5 + 4 + 3 + 2 + 1)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (noise_at_step(5), r"no step 5 in this call: it has steps 0\.\.4"),
+        (renoise(99), r"no step 99 in this call: it has steps 0\.\.4"),
+        (noise_at_frame(3), r"cannot edit latent frame 3: choose 0\.\.2"),
+    ],
+)
+def test_unknown_step_or_frame_is_refused_before_the_first_forward(edit, message):
+    pipe = tiny.build("a14b")
+    before = type(pipe), type(pipe.scheduler)
+    pipe.transformer.register_forward_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(ValueError, match=message), inject(pipe, edit):
+        pipe(**tiny.call())
+    assert (type(pipe), type(pipe.scheduler)) == before
+
+
+def test_the_given_frame_of_ti2v_cannot_be_disturbed():
+    pipe = tiny.build("ti2v5b")
+    with pytest.raises(ValueError, match=r"cannot edit latent frame 0: choose 1\.\.2 \(0 is the given image"):
+        run_with(pipe, noise_at_frame(0))
+
+
+def test_a_step_before_the_resumed_one_is_refused():
+    pipe = tiny.build("a14b")
+    run = plain(pipe)
+    with pytest.raises(ValueError, match=r"no step 1 in this call: it has steps 2\.\.4"):
+        with inject(pipe, noise_at_step(1)):
+            resume(pipe, run, 2, **tiny.call())
+
+
+def test_bad_edits_are_refused():
+    pipe = tiny.build("a14b")
+    with pytest.raises(TypeError, match="step must be an integer, not str"):
+        noise_at_step("3")
+    with pytest.raises(TypeError, match="seed must be an integer, not float"):
+        noise_at_step(3, seed=0.5)
+    with pytest.raises(ValueError, match="frame must be 0 or more, got -1"):
+        noise_at_frame(-1)
+    with pytest.raises(TypeError, match="at least one edit"), inject(pipe):
+        pass
+    with pytest.raises(TypeError, match="inject takes edits"), inject(pipe, 3):
+        pass
+    assert Edit(1, None) == noise_at_step(1)
