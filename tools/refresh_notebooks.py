@@ -1,0 +1,106 @@
+"""Execute notebooks with their default parameters and write clean, diff-able stored outputs.
+
+    python tools/refresh_notebooks.py [notebooks/01_chain_of_steps.ipynb ...]      (default: all of notebooks/)
+
+Run twice it writes the same bytes: cell ids are fixed, timings and front-end metadata are dropped, streams merged.
+A notebook that raises is left as it was. Every figure's name, caption and alt text, which `cosutils.figures.show`
+publishes with the picture, are copied into the cell's metadata, where the book reads them.
+"""
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import pathlib
+import re
+
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def stamp_figures(nb: NotebookNode) -> NotebookNode:
+    """Copy the texts of each cell's figure or film into `mystnb` cell metadata; more than one per cell is refused."""
+    for cell in nb.cells:
+        if cell.cell_type != "code":
+            continue
+        texts = [output.metadata["cos"] for output in cell.outputs if "cos" in output.get("metadata", {})]
+        if len(texts) > 1:
+            raise ValueError(f"one figure per cell; this one shows {', '.join(text['name'] for text in texts)}")
+        cell.metadata.pop("mystnb", None)
+        for text in texts:
+            figure = {"name": text["name"], "caption": text["caption"]}
+            cell.metadata["mystnb"] = {"figure": figure, "image": {"alt": text["alt"]}}
+    return nb
+
+
+def _fix_ids(nb: NotebookNode) -> None:
+    """Keep every valid, unique cell id; give the others one made from the source and its place among equals."""
+    taken: set[str] = set()
+    for cell in nb.cells:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", cell.get("id", "")) or cell.id in taken:
+            count = 0
+            while (new := hashlib.sha256(f"{count}{cell.source}".encode()).hexdigest()[:8]) in taken:
+                count += 1
+            cell["id"] = new
+        taken.add(cell.id)
+
+
+def _merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Join neighbouring outputs to the same stream: how the kernel cuts them is a matter of timing."""
+    merged: list[NotebookNode] = []
+    for output in outputs:
+        if output.output_type == "stream" and merged and merged[-1].get("name") == output.name:
+            merged[-1]["text"] += output.text
+        else:
+            merged.append(output)
+    return merged
+
+
+def clean(nb: NotebookNode) -> NotebookNode:
+    """`nb` without anything that changes from run to run or from front end to front end."""
+    nb["nbformat"], nb["nbformat_minor"] = 4, 5
+    nb["metadata"] = NotebookNode(kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python"))
+    _fix_ids(nb)
+    for cell in nb.cells:
+        tags = cell.metadata.get("tags")
+        cell["metadata"] = NotebookNode({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell["outputs"] = _merge_streams(cell.outputs)
+    return stamp_figures(nb)
+
+
+def write(nb: NotebookNode, path: pathlib.Path) -> None:
+    """Validate and write `nb` whole or not at all."""
+    nbformat.validate(nb)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(nbformat.writes(nb, version=4).rstrip("\n") + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def refresh(path: pathlib.Path) -> bool:
+    """Execute one notebook in its own folder; True when its stored bytes changed. Raises what a cell raises."""
+    before = path.read_bytes()
+    nb = nbformat.reads(before.decode("utf-8"), as_version=4)
+    resources = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(nb, timeout=1800, kernel_name="python3", resources=resources, record_timing=False).execute()
+    write(clean(nb), path)
+    return path.read_bytes() != before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", type=pathlib.Path, help="default: every notebook of notebooks/")
+    for path in parser.parse_args().notebooks or sorted((ROOT / "notebooks").glob("*.ipynb")):
+        print(f"{path.name}: {'changed' if refresh(path.resolve()) else 'unchanged'}")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
