@@ -143,7 +143,7 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
     while seen < samples:
         for opt in opts:
             for group in opt.param_groups:
-                group["lr"] = rate * min(1, (seen + 1) / 20_000, (samples - seen) / (cooldown * samples))
+                group["lr"] = rate * min(1, (seen + 1) / min(20_000, 0.05 * samples), (samples - seen) / (cooldown * samples))
         films, prompts = next(loader)
         fresh = [p for p in set(prompts) if p not in embeds]
         if fresh:

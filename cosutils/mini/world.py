@@ -45,7 +45,7 @@ for _shape in ("diamond", "triangle", "ring"):
     for _colour in ("red", "blue"):
         _TILES[f"{_colour}_{_shape}"] = _tile("floor", _shape, _colour)
 
-TILES = np.stack(list(_TILES.values())).astype(np.float32)  # (tiles, 8, 8, 3) in [0, 1]
+TILES = np.rint(np.stack(list(_TILES.values())) * 255).astype(np.float32) / 255  # (tiles, 8, 8, 3), exact in 8 bit
 TILE = {name: i for i, name in enumerate(_TILES)}  # name -> tile number
 
 

@@ -1,0 +1,104 @@
+"""The ten tasks: exact ground truth, a score that separates the controls, evidence that recovers a mixture."""
+
+import numpy as np
+import pytest
+
+from cosutils.mini import tasks, world
+from cosutils.mini.evaluate import REPORT, TRAIN, VALIDATION
+
+SEEDS = range(20)
+every_task = pytest.mark.parametrize("name", tasks.NAMES)
+
+
+@every_task
+def test_truth_scores_one_and_is_a_possible_answer(name):
+    for seed in SEEDS:
+        puzzle = tasks.sample(name, seed)
+        assert puzzle.video.shape == (world.FRAMES, world.SIZE, world.SIZE, 3)
+        score = puzzle.score(puzzle.video)
+        assert score.total == 1 and score.solved
+        assert np.array_equal(puzzle.options[puzzle.answer], puzzle.ids[-1])
+        assert len({option.tobytes() for option in puzzle.options.values()}) == len(puzzle.options) >= 2
+
+
+@every_task
+def test_controls_score_clearly_below_the_truth(name):
+    rng = np.random.default_rng(0)
+    totals = {"frozen": [], "noise": [], "jump": [], "other": []}
+    for seed in SEEDS:
+        puzzle, other = tasks.sample(name, seed), tasks.sample(name, seed + 1000)
+        first, last = puzzle.video[:1], puzzle.video[-1:]
+        films = dict(frozen=np.repeat(first, 17, 0), noise=rng.random(puzzle.video.shape),
+                     jump=np.concatenate([first] * 8 + [last] * 9), other=other.video)  # fmt: skip
+        for control, film in films.items():
+            score = puzzle.score(film)
+            totals[control].append(score.total)
+            assert not score.solved or np.array_equal(film, puzzle.video)
+    assert np.mean(totals["frozen"]) < 0.1 and np.mean(totals["noise"]) < 0.1
+    assert np.mean(totals["jump"]) < 0.75 and np.mean(totals["other"]) < 0.5
+
+
+@every_task
+def test_candidates_recover_the_weights_of_a_mixture(name):
+    puzzle = tasks.sample(name, 4)
+    frames = world.draw(np.stack(list(puzzle.options.values())))
+    weights = np.random.default_rng(1).dirichlet(np.ones(len(frames)))
+    found = puzzle.candidates(np.tensordot(weights, frames, 1))
+    assert found.keys() == puzzle.options.keys()
+    assert np.allclose(list(found.values()), weights, atol=1e-5)
+
+
+@every_task
+def test_same_seed_same_puzzle_and_a_twin_that_differs(name):
+    puzzle, again = tasks.sample(name, 5), tasks.sample(name, 5)
+    assert puzzle.prompt == again.prompt and np.array_equal(puzzle.ids, again.ids)
+    twin = puzzle.twin()
+    assert twin.answer != puzzle.answer
+    assert np.array_equal(twin.twin().ids, puzzle.ids)
+    assert puzzle.score(twin.video).total < 0.9
+
+
+@pytest.mark.parametrize("name", ["two_routes", "tictactoe", "shelf", "find_shape", "rotation"])
+def test_prompt_twins_share_the_picture(name):
+    puzzle = tasks.sample(name, 3)
+    assert np.array_equal(puzzle.ids[0], puzzle.twin().ids[0]) and puzzle.prompt != puzzle.twin().prompt
+
+
+def test_equal_routes_have_two_right_answers():
+    puzzle = tasks.sample("two_routes", 0, difficulty=0)
+    assert list(puzzle.films) == ["upper", "lower"]
+    assert all(puzzle.score(world.draw(film)).solved for film in puzzle.films.values())
+
+
+@every_task
+def test_every_difficulty_builds(name):
+    for difficulty in tasks.get(name).DIFFICULTIES:
+        puzzle = tasks.sample(name, 0, difficulty)
+        assert puzzle.score(puzzle.video).solved
+
+
+def test_seed_ranges_are_disjoint():
+    assert REPORT.stop <= VALIDATION.start and VALIDATION.stop <= TRAIN.start
+
+
+def test_read_inverts_draw():
+    ids = np.random.default_rng(0).integers(len(world.TILES), size=(3, 10, 10)).astype(np.uint8)
+    assert np.array_equal(world.read(world.draw(ids)), ids)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: tasks.sample("mase", 0), "unknown task 'mase'; tasks are maze, two_routes"),
+        (lambda: tasks.sample("maze", -1), "a seed is an integer >= 0, got -1"),
+        (lambda: tasks.sample("maze", "7"), "a seed is an integer >= 0, got '7'"),
+        (lambda: tasks.sample("maze", 0, 5), r"maze has difficulties \[4, 6, 8, 10, 12\], got 5"),
+        (lambda: tasks.sample("maze", 0).score(np.zeros((16, 80, 80, 3))), "a maze film has shape"),
+        (lambda: tasks.sample("maze", 0).candidates(np.zeros((40, 40, 3))), "the last frame of a maze film"),
+        (lambda: world.read(np.zeros((40, 40, 3))), "pictures must end in"),
+        (lambda: world.draw(np.zeros((4, 4), int)), "tile numbers must end in"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
