@@ -116,9 +116,13 @@ class _Watch(Tap):
     hooks = True
 
     def __init__(
-        self, steps: frozenset[int] | None, branches: tuple[str, ...], step_end: Callable[[], None] | None
+        self,
+        steps: frozenset[int] | None,
+        branches: tuple[str, ...],
+        begin: Callable[[Hub], None] | None,
+        step_end: Callable[[], None] | None,
     ) -> None:
-        self.steps, self.branches, self.step_end = steps, branches, step_end
+        self.steps, self.branches, self.begin, self.step_end = steps, branches, begin, step_end
         self.reached: set[int] = set()
 
     def start(self, hub: Hub) -> None:
@@ -127,6 +131,8 @@ class _Watch(Tap):
             raise ValueError(f"no step {late}: this run has {hub.steps} steps (0..{hub.steps - 1})")
         if self.branches == ("uncond",) and hub.arguments["guidance_scale"] <= 1:
             raise ValueError("no branch 'uncond': with guidance_scale <= 1 a run has only the branch 'cond'")
+        if self.begin is not None:
+            self.begin(hub)
 
     def step(self, hub: Hub, step: int, x: Tensor, v: Tensor, x0: Tensor) -> None:
         if self.step_end is not None:
@@ -142,6 +148,7 @@ def watch(
     visit: Callable[[Place, Tensor, Tensor], Tensor | None],
     *,
     edits: bool = False,
+    begin: Callable[[Hub], None] | None = None,
     step_end: Callable[[], None] | None = None,
 ) -> Iterator[None]:
     """Call `visit(place, block_input, block_output)` at the chosen blocks, steps and branches of every call inside.
@@ -149,10 +156,10 @@ def watch(
     layers, steps, branches come from `check_layers`, `check_steps`, `check_branches`; block input and output are
     tokens (B, N, D). With `edits`, what `visit` returns replaces the output; edits come before observations whatever
     the order of the contexts, and of two edits on one block the inner context acts first. Steps are absolute, also in
-    a resumed run. ValueError when a call has not so many steps or no such branch, and at the end if a chosen step
+    a resumed run. `begin(hub)` may check a call's arguments, `step_end()` follows every step. ValueError when a call has not so many steps or no such branch, and at the end if a chosen step
     (or, without a choice, any block) was never reached.
     """
-    tap = _Watch(steps, branches, step_end)
+    tap = _Watch(steps, branches, begin, step_end)
     grids: dict[str, Grid] = {}
 
     def shape_hook(name: str) -> Callable:

@@ -1,0 +1,185 @@
+"""Ensembles on tiny real Wan pipelines: identities, groups, the single continuation and its cost, composition."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import tiny
+import torch
+from test_capture import untouched
+
+from cosutils.capture import capture, raw
+from cosutils.ensemble import ensemble, merge, merge_then_single
+from cosutils.record import record
+from cosutils.swap import swap
+
+P, Q = "the red ball moves", "the blue maze goal"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny.build("a14b")
+
+
+def rows_run(pipe, **call) -> tuple[object, int]:
+    """Result of `merge_then_single` and the number of videos its forwards saw, summed over both experts."""
+    seen = []
+    hooks = [
+        model.register_forward_pre_hook(lambda m, a, kw: seen.append(len(kw["hidden_states"])), with_kwargs=True)
+        for model in (pipe.transformer, pipe.transformer_2)
+    ]
+    try:
+        return merge_then_single(pipe, **call), sum(seen)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("mode", ["token", "pooled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_one_seed_is_a_plain_run(kind, dtype, mode):
+    pipe = tiny.build(kind, "unipc", dtype)
+    plain = pipe(**tiny.call()).frames
+    with ensemble(pipe, layers=range(tiny.LAYERS), steps=range(5), mode=mode):
+        assert torch.equal(pipe(**tiny.call()).frames, plain)
+    pair = pipe(**tiny.call([P, Q], seed=[0, 1])).frames
+    with ensemble(pipe, layers=[1], steps=[0], mode=mode, size=1):
+        assert torch.equal(pipe(**tiny.call([P, Q], seed=[0, 1])).frames, pair)
+    untouched(pipe)
+
+
+@pytest.mark.parametrize("mode", ["token", "pooled"])
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_identical_seeds_change_nothing(kind, mode):
+    pipe = tiny.build(kind)
+    plain = pipe(**tiny.call([P] * 3, seed=[4] * 3)).frames
+    with ensemble(pipe, layers=[1, 2], steps=[0, 1], mode=mode):
+        merged = pipe(**tiny.call([P] * 3, seed=[4] * 3)).frames
+    assert torch.allclose(plain, merged, atol=1e-5)
+
+
+def test_merging_does_what_the_formula_says(pipe):
+    states = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0))
+    token, pooled = merge(states, 3), merge(states, 3, "pooled")
+    assert torch.allclose(token[1], states[:3].mean(0)) and torch.allclose(token[5], states[3:].mean(0))
+    assert torch.allclose(pooled[4].mean(0), states[3:].mean((0, 1)), atol=1e-6)
+    centred = states - states.mean(1, keepdim=True)
+    assert torch.allclose(pooled - pooled.mean(1, keepdim=True), centred, atol=1e-6)
+    call = tiny.call([P] * 3, seed=[0, 1, 2])
+    with capture(pipe, 2, 0, raw) as merged, ensemble(pipe, layers=2, steps=0):
+        pipe(**call)
+    with capture(pipe, 2, 0, raw) as own:
+        pipe(**tiny.call([P] * 3, seed=[0, 1, 2]))
+    key = ("transformer", 0, 2)
+    assert torch.allclose(merged[key], own[key].mean(0, keepdim=True).expand(3, -1, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("branch, merged", [("both", (True, True)), ("cond", (True, False))])
+def test_branches_are_merged_as_asked(pipe, branch, merged):
+    with capture(pipe, 1, 0, raw) as cond, capture(pipe, 1, 0, raw, "uncond") as uncond:
+        with ensemble(pipe, layers=1, steps=0, branch=branch):
+            pipe(**tiny.call([P] * 2, seed=[0, 1]))
+    key = ("transformer", 0, 1)
+    assert tuple(torch.equal(c[key][0], c[key][1]) for c in (cond, uncond)) == merged
+
+
+def test_groups_of_one_batch_equal_separate_ensembles(pipe):
+    with ensemble(pipe, layers=[1, 2], steps=[0], size=2):
+        both = pipe(**tiny.call([P, P, Q, Q], seed=[0, 1, 2, 3])).frames
+    for part, prompt, seed in ((both[:2], P, [0, 1]), (both[2:], Q, [2, 3])):
+        with ensemble(pipe, layers=[1, 2], steps=[0]):
+            assert torch.allclose(pipe(**tiny.call([prompt] * 2, seed=seed)).frames, part, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_single_continuation_is_that_row_of_the_ensemble(kind, solver, dtype):
+    pipe = tiny.build(kind, solver, dtype)
+    with record(pipe) as run, ensemble(pipe, layers=[1, 2], steps=[0, 1]):
+        pipe(**tiny.call([P] * 3, seed=[0, 1, 2]))
+    output, single = merge_then_single(
+        pipe, layers=[1, 2], steps=[0, 1], keep=2, **tiny.call([P] * 3, seed=[0, 1, 2])
+    )
+    close = 1e-5 if dtype is torch.float32 else 5e-2  # rows of a batch round differently in bf16
+    assert torch.allclose(output.frames.float(), run.latents[2:], atol=close)
+    assert torch.allclose(single.x0.stack(), run.x0.stack()[:, 2:], atol=close)
+    assert torch.allclose(single.x0[-1], single.latents, atol=close) and sorted(single.x) == list(range(5))
+    assert single.info["ensemble"]["size"] == 3
+    untouched(pipe)
+
+
+def test_the_cost_beyond_the_merged_steps_is_one_run(pipe):
+    (_, run), seen = rows_run(pipe, layers=1, steps=[0], **tiny.call([P] * 3, seed=[0, 1, 2]))
+    branches, steps, merged = 2, 5, 1
+    assert seen == branches * (3 * merged + 1 * (steps - merged))
+    (output, run), seen = rows_run(
+        pipe, layers=1, steps=[0, 1], size=2, keep=1, **tiny.call([P, P, Q, Q], seed=[0, 1, 2, 3])
+    )
+    assert seen == branches * (4 * 2 + 2 * 3)
+    assert len(output.frames) == 2 and run.info["prompt"] == [P, Q]
+
+
+def test_contexts_compose_in_any_order(pipe):
+    with capture(pipe, 2, 0, raw) as donor:
+        pipe(**tiny.call(Q, seed=7))
+    results = []
+    for turn in (1, -1):
+        with ExitStack() as stack:
+            contexts = [
+                ("run", record(pipe)),
+                ("maps", capture(pipe, 2, 0, raw)),
+                ("ensemble", ensemble(pipe, layers=1, steps=0)),
+                ("swap", swap(pipe, 2, donor, steps=0)),
+            ][::turn]
+            opened = {name: stack.enter_context(context) for name, context in contexts}
+            pipe(**tiny.call([P] * 2, seed=[0, 1]))
+        results.append((opened["run"].latents, opened["maps"]["transformer", 0, 2]))
+        untouched(pipe)
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert torch.equal(results[0][1], donor["transformer", 0, 2].expand(2, -1, -1))
+
+
+def test_all_is_undone_after_an_exception(pipe):
+    def fail(pipe, step, t, tensors):
+        raise ArithmeticError("no")
+
+    plain = pipe(**tiny.call()).frames
+    with pytest.raises(ArithmeticError):
+        merge_then_single(
+            pipe, layers=1, steps=0, **tiny.call([P] * 2, seed=[0, 1], callback_on_step_end=fail)
+        )
+    untouched(pipe)
+    assert torch.equal(pipe(**tiny.call()).frames, plain)
+
+
+@pytest.mark.parametrize(
+    "arguments, call, message",
+    [
+        ({"layers": 4}, {}, r"no block 4: WanTransformer3DModel has 4 blocks \(0\.\.3\)"),
+        ({"steps": [5]}, {}, r"no step 5: this run has 5 steps \(0\.\.4\)"),
+        ({"steps": None}, {}, "name the layers and steps"),
+        ({"mode": "mean"}, {}, "unknown mode 'mean': allowed are"),
+        ({"branch": "all"}, {}, "no branch 'all'"),
+        ({"size": 0}, {}, "size must be a positive number of seeds"),
+        ({"size": 2}, {}, "a batch of 3 videos does not divide into groups of 2"),
+        ({}, {"prompt": [P, P, Q]}, "row 2 has another prompt than its group of 3 seeds"),
+        ({}, {"num_videos_per_prompt": 2}, "not num_videos_per_prompt"),
+    ],
+)
+def test_bad_ensembles_are_refused(pipe, arguments, call, message):
+    arguments = {"layers": 1, "steps": 0} | arguments
+    with pytest.raises(ValueError, match=message), ensemble(pipe, **arguments):
+        pipe(**tiny.call([P] * 3, seed=[0, 1, 2]) | call)
+    untouched(pipe)
+
+
+def test_bad_continuations_are_refused(pipe):
+    call = tiny.call([P] * 2, seed=[0, 1])
+    with pytest.raises(ValueError, match=r"no seed 2 to keep: a group has 2 seeds \(0\.\.1\)"):
+        merge_then_single(pipe, layers=1, steps=0, keep=2, **call)
+    with pytest.raises(ValueError, match="step 4 is the last of this run"):
+        merge_then_single(pipe, layers=1, steps=[4], **call)
+    untouched(pipe)
