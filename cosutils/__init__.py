@@ -12,16 +12,23 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 from .inject import Edit, inject, noise_at, noise_at_frame, noise_at_step, renoise, sweep
+from .loading import load, seeded, settings, use_preset
 from .record import Run, Series, record, resume
+from .schedule import PRESETS, ExactEulerScheduler, Preset, flow_sigmas
 
 LAZY = {"figures": "cosutils.figures", "mini": "cosutils.mini", "tasks": "cosutils.mini.tasks"}
 
 __all__ = [
+    "PRESETS",
     "Edit",
+    "ExactEulerScheduler",
+    "Preset",
     "Run",
     "Series",
     "figures",
+    "flow_sigmas",
     "inject",
+    "load",
     "mini",
     "noise_at",
     "noise_at_frame",
@@ -29,8 +36,11 @@ __all__ = [
     "record",
     "renoise",
     "resume",
+    "seeded",
+    "settings",
     "sweep",
     "tasks",
+    "use_preset",
 ]
 
 

@@ -263,10 +263,11 @@ def _provenance(hub: Hub) -> dict[str, Any]:
     pipe, call = hub.pipe, hub.arguments
     generators = call["generator"] if isinstance(call["generator"], list) else [call["generator"]]
     preset = getattr(pipe, "_cos_preset", None)
+    model = pipe.config.get("_name_or_path")
     plain = ("prompt", "negative_prompt", "height", "width", "num_frames", "guidance_scale", "guidance_scale_2")
     return {
         **{name: call[name] for name in plain},
-        "model": pipe.config.get("_name_or_path"),
+        "model": Path(model).name if model and Path(model).is_dir() else model,
         "preset": preset.name if preset else None,
         "scheduler": type(hub.scheduler).__name__,
         "sigmas": hub.sigmas.tolist(),

@@ -1,0 +1,146 @@
+"""Load a model with named settings, and make its seeds.
+
+    pipe = load("cos-mini")
+    pipe(**sample.inputs, **settings(pipe), generator=seeded(0))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanImageToVideoPipeline
+
+from . import schedule
+from ._scheduler import check_pipeline
+
+__all__ = ["load", "seeded", "settings", "use_preset"]
+
+DATA = "COSUTILS_DATA"  # environment variable: the folder that holds cos-mini, default data/ of the checkout
+EMBEDDED = "cos-mini"
+
+
+def load(
+    model: str | Path,
+    preset: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> WanImageToVideoPipeline:
+    """Return the stock pipeline of `model` with `preset` attached.
+
+    model: "cos-mini" (or another cos-mini-... folder of data/), a folder in diffusers format, or a hub id.
+    preset: a name in `schedule.PRESETS`; default "mini" for the embedded model, else "hf_default".
+    dtype: of transformers and text encoder, default the preset's; VAE and image encoder stay in float32.
+    Raises ValueError for an unknown model or preset and for weights that do not match their SHA256SUMS,
+    FileNotFoundError for a missing folder or file, OSError where the hub has no such model.
+    """
+    embedded = str(model).split("-")[:2] == EMBEDDED.split("-") and os.sep not in str(model)
+    chosen = schedule.preset(preset or ("mini" if embedded else "hf_default"))
+    dtype = dtype or getattr(torch, chosen.dtype)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating torch.dtype such as torch.bfloat16, got {dtype!r}")
+    dtypes = {"default": dtype, "vae": torch.float32, "image_encoder": torch.float32}
+    if embedded:
+        folder = _data_folder() / str(model)
+        _verify(folder)
+        from .mini.codec import PatchCodec
+
+        codec = PatchCodec.from_pretrained(folder / "vae")
+        pipe = WanImageToVideoPipeline.from_pretrained(folder, vae=codec, dtype=dtypes, local_files_only=True)
+        pipe.set_progress_bar_config(disable=True)  # a run takes a second
+    else:
+        pipe = _from_pretrained(model, dtypes)
+    pipe.to(device)
+    return use_preset(pipe, chosen.name)
+
+
+def use_preset(pipe: WanImageToVideoPipeline, preset: str) -> WanImageToVideoPipeline:
+    """Give `pipe` the scheduler, expert boundary and call settings of `preset`; returns `pipe`.
+
+    Raises ValueError for an unknown preset and RuntimeError while a context such as `record` is open on `pipe`.
+    """
+    chosen = schedule.preset(preset)
+    if "_cos_hub" in pipe.__dict__:
+        raise RuntimeError("a context such as record is open on this pipeline: change its preset outside")
+    scheduler = schedule.scheduler(chosen)
+    if scheduler is not None:
+        pipe.scheduler = scheduler
+    if chosen.boundary is not None and pipe.config.boundary_ratio is not None:
+        pipe.register_to_config(boundary_ratio=chosen.boundary)
+    check_pipeline(pipe)
+    pipe._cos_preset = chosen
+    return pipe
+
+
+def settings(pipe: WanImageToVideoPipeline) -> dict[str, Any]:
+    """Return the call arguments of the pipeline's preset: number of steps and guidance."""
+    chosen = getattr(pipe, "_cos_preset", None)
+    if chosen is None:
+        raise ValueError("this pipeline has no preset: make it with load, or call use_preset(pipe, ...)")
+    call = {"num_inference_steps": chosen.steps, "guidance_scale": chosen.guidance}
+    if pipe.config.boundary_ratio is not None and chosen.guidance_2 is not None:
+        call["guidance_scale_2"] = chosen.guidance_2
+    return call
+
+
+def seeded(seed: int | Sequence[int]) -> torch.Generator | list[torch.Generator]:
+    """Return a CPU generator for one seed, or a list of them for a sequence of seeds (one per video of a batch).
+
+    Raises TypeError for a seed that is not an integer and ValueError for an empty sequence.
+    """
+    if isinstance(seed, (list, tuple, range)):
+        if not seed:
+            raise ValueError("no seeds given: a batch needs one seed per video")
+        return [seeded(one) for one in seed]
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"a seed must be an integer or a list of integers, not {type(seed).__name__}")
+    return torch.Generator().manual_seed(int(seed))
+
+
+def _data_folder() -> Path:
+    given = os.environ.get(DATA)
+    return Path(given) if given else Path(__file__).resolve().parent.parent / "data"
+
+
+def _verify(folder: Path) -> None:
+    """Compare every weight and configuration file below `folder` with its SHA256SUMS."""
+    sums = folder / "SHA256SUMS"
+    if not sums.is_file():
+        known = sorted(path.parent.name for path in folder.parent.glob(f"{EMBEDDED}*/SHA256SUMS"))
+        raise FileNotFoundError(
+            f"no {folder.name} in {folder.parent} (found: {', '.join(known) or 'none'}): use a full checkout of the "
+            f"repository, or point {DATA} to its data folder"
+        )
+    listed = {}
+    for line in sums.read_text(encoding="utf-8").splitlines():
+        digest, name = line.split(maxsplit=1)
+        listed[name.lstrip("*").removeprefix("./")] = digest
+    files = [*folder.rglob("*.safetensors"), *folder.rglob("*.json")]
+    present = {path.relative_to(folder).as_posix() for path in files}
+    for name in sorted(present - listed.keys()):
+        raise ValueError(f"{folder / name} is not listed in {sums.name}: it is not part of the published model")
+    for name, digest in listed.items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing although {sums.name} lists it")
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise ValueError(f"{folder / name} is truncated or altered: its sha256 is not the one in {sums.name}")
+
+
+def _from_pretrained(model: str | Path, dtypes: dict[str, torch.dtype]) -> WanImageToVideoPipeline:
+    if not Path(model).is_dir() and (isinstance(model, Path) or str(model).count("/") != 1):
+        raise ValueError(
+            f"unknown model {str(model)!r}: choose {EMBEDDED!r}, an existing folder in diffusers format, or a hub id "
+            "such as 'Wan-AI/Wan2.2-I2V-A14B-Diffusers'"
+        )
+    if Path(model).is_dir() and not (Path(model) / "model_index.json").is_file():
+        raise FileNotFoundError(f"no model_index.json in {model}: this is not a pipeline folder in diffusers format")
+    try:
+        return WanImageToVideoPipeline.from_pretrained(model, dtype=dtypes)
+    except (OSError, ValueError) as error:
+        raise OSError(f"could not load {model}: {str(error).splitlines()[0]}") from error
