@@ -9,11 +9,12 @@ import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
 
+from cosutils.loading import use_preset
 from cosutils.mini import tasks, text, world
 from cosutils.mini.codec import PatchCodec
 from cosutils.mini.evaluate import scores
 from cosutils.mini.export import export
-from cosutils.mini.model import SHIFT, build_pipeline, build_transformer, condition, generate
+from cosutils.mini.model import SHIFT, build_pipeline, build_transformer, condition, generate, teach
 from cosutils.mini.train import Puzzles, fit_codec
 
 
@@ -74,15 +75,23 @@ def test_batched_sampling_equals_the_stock_pipeline(pipe, guidance):
     embeds = text.embed(pipe.tokenizer, pipe.text_encoder, [puzzle.prompt, ""])
     ours = generate(pipe.transformer, noise, condition(pipe.vae, latents), embeds[:1], 4, embeds[1:], guidance)
 
-    sigmas = torch.linspace(1, 0, 5)[:-1].numpy()
-    set_timesteps = pipe.scheduler.set_timesteps
-    pipe.scheduler.set_timesteps = lambda n, device=None: set_timesteps(sigmas=sigmas, device=device)
-    try:
-        theirs = pipe(**puzzle.inputs, num_inference_steps=4, guidance_scale=guidance, latents=noise, output_type="latent")
-    finally:
-        pipe.scheduler.set_timesteps = set_timesteps
+    use_preset(pipe, "mini")
     assert pipe.scheduler.config.shift == SHIFT
+    theirs = pipe(**puzzle.inputs, num_inference_steps=4, guidance_scale=guidance, latents=noise, output_type="latent")
     assert torch.allclose(ours, theirs.frames, atol=1e-4)
+
+
+def test_the_student_learns_the_velocity_that_takes_the_teacher_across_a_step(pipe):
+    latents = pipe.vae.encode_ids(torch.from_numpy(tasks.sample("shelf", 2).ids)[None])
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    embeds, given = text.embed(pipe.tokenizer, pipe.text_encoder, ["walk"]), condition(pipe.vae, latents)
+    x, s, target = teach(pipe.transformer, latents, noise, given, embeds, torch.tensor([0]), steps=1, inner=5)
+    assert s == 1 and torch.equal(x, noise)
+    sigmas, walked = torch.linspace(1, 0, 6), noise
+    for here, there in zip(sigmas[:-1], sigmas[1:]):
+        entry = torch.cat([walked, given], 1)
+        walked = walked + (there - here) * pipe.transformer(entry, here[None] * 1000, embeds, return_dict=False)[0]
+    assert torch.allclose(x - s * target, walked, atol=1e-4)
 
 
 def test_scores_do_not_depend_on_the_batch(pipe):
@@ -92,6 +101,8 @@ def test_scores_do_not_depend_on_the_batch(pipe):
 
 
 def test_pipeline_survives_saving(pipe, tmp_path):
+    pipe = build_pipeline(pipe.vae, pipe.transformer)
+    pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(tmp_path)
     again = WanImageToVideoPipeline.from_pretrained(tmp_path, vae=PatchCodec.from_pretrained(tmp_path / "vae"))
     again.set_progress_bar_config(disable=True)

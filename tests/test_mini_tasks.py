@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cosutils.mini import tasks, world
-from cosutils.mini.evaluate import REPORT, TRAIN, VALIDATION
+from cosutils.mini.evaluate import CONTROLS, REPORT, TRAIN, VALIDATION, control
 
 SEEDS = range(20)
 every_task = pytest.mark.parametrize("name", tasks.NAMES)
@@ -23,16 +23,12 @@ def test_truth_scores_one_and_is_a_possible_answer(name):
 
 @every_task
 def test_controls_score_clearly_below_the_truth(name):
-    rng = np.random.default_rng(0)
-    totals = {"frozen": [], "noise": [], "jump": [], "other": []}
-    for seed in SEEDS:
-        puzzle, other = tasks.sample(name, seed), tasks.sample(name, seed + 1000)
-        first, last = puzzle.video[:1], puzzle.video[-1:]
-        films = dict(frozen=np.repeat(first, 17, 0), noise=rng.random(puzzle.video.shape),
-                     jump=np.concatenate([first] * 8 + [last] * 9), other=other.video)  # fmt: skip
-        for control, film in films.items():
+    totals = {kind: [] for kind in CONTROLS}
+    for puzzle in (tasks.sample(name, seed) for seed in SEEDS):
+        for kind in CONTROLS:
+            film = control(kind, puzzle)
             score = puzzle.score(film)
-            totals[control].append(score.total)
+            totals[kind].append(score.total)
             assert not score.solved or np.array_equal(film, puzzle.video)
     assert np.mean(totals["frozen"]) < 0.1 and np.mean(totals["noise"]) < 0.1
     assert np.mean(totals["jump"]) < 0.75 and np.mean(totals["other"]) < 0.5
@@ -95,6 +91,7 @@ def test_read_inverts_draw():
         (lambda: tasks.sample("maze", 0, 5), r"maze has difficulties \[4, 6, 8, 10, 12\], got 5"),
         (lambda: tasks.sample("maze", 0).score(np.zeros((16, 80, 80, 3))), "a maze film has shape"),
         (lambda: tasks.sample("maze", 0).candidates(np.zeros((40, 40, 3))), "the last frame of a maze film"),
+        (lambda: control("blur", tasks.sample("maze", 0)), "unknown control 'blur'; controls are frozen, noise"),
         (lambda: world.read(np.zeros((40, 40, 3))), "pictures must end in"),
         (lambda: world.draw(np.zeros((4, 4), int)), "tile numbers must end in"),
     ],

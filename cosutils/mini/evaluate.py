@@ -1,18 +1,31 @@
-"""Scores of the embedded model on held-out puzzles.
+"""Scores of the embedded model on held-out puzzles, beside the controls.
 
-Seeds are split once and for all: reported scores and notebooks use seeds below 100,000, choices made while building
+    python -m cosutils.mini.evaluate cos-mini --puzzles 200 --steps 1 4 20
+
+writes `data/results/<model>-scores.json` and prints the table of the README. Seeds are split once and for all: reported scores and notebooks use seeds below 100,000, choices made while building
 the model use the next 100,000, training starts at 1,000,000,000.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import torch
 
+from .. import loading
+from ..metrics import bootstrap_interval, rate_interval
+from ..results import record_numbers
 from . import tasks, text
 from .model import condition, generate
 
-__all__ = ["REPORT", "TRAIN", "VALIDATION", "scores"]
+__all__ = ["CONTROLS", "REPORT", "TRAIN", "VALIDATION", "control", "measure", "scores", "table"]
+
+CONTROLS = ("frozen", "noise", "jump", "other")
 
 REPORT, VALIDATION, TRAIN = range(0, 100_000), range(100_000, 200_000), range(1_000_000_000, 2**62)
 
@@ -38,3 +51,76 @@ def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, guidanc
         films = ((films + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1).numpy()
         result += [s.score(film) for s, film in zip(part, films)]
     return result
+
+
+def control(name: str, sample: tasks.Sample) -> np.ndarray:
+    """A film (17, 80, 80, 3) that does not solve `sample`: the first frame held, uniform noise, a jump from the first
+    to the true last frame in the middle, or the true film of another puzzle of the task."""
+    first, last = sample.video[:1], sample.video[-1:]
+    if name == "frozen":
+        return np.repeat(first, len(sample.video), 0)
+    if name == "noise":
+        return np.random.default_rng(sample.seed).random(sample.video.shape)
+    if name == "jump":
+        return np.concatenate([first] * (len(sample.video) // 2) + [last] * (len(sample.video) - len(sample.video) // 2))
+    if name == "other":
+        return tasks.sample(sample.task, sample.seed + 1_000_000, sample.difficulty).video
+    raise ValueError(f"unknown control {name!r}; controls are {', '.join(CONTROLS)}")
+
+
+def _numbers(prefix: str, rows: list[tasks.Score]) -> dict[str, dict]:
+    mean = bootstrap_interval([row.total for row in rows])
+    solved = rate_interval(sum(row.solved for row in rows), len(rows))
+    both = {f"{prefix}/score": mean, f"{prefix}/solved": solved}
+    return {k: dict(value=v.estimate, low=v.low, high=v.high, n=len(rows)) for k, v in both.items()}
+
+
+def measure(task: str, model: str, puzzles: int, steps: tuple[int, ...], seeds: range = REPORT) -> dict[str, dict]:
+    """Scores of one task: the first `puzzles` of `seeds` at every number of steps, the truth and the controls."""
+    torch.set_num_threads(1)
+    pipe = loading.load(model)
+    samples = [tasks.sample(task, seed) for seed in seeds[:puzzles]]
+    numbers = _numbers(f"{task}/truth", [s.score(s.video) for s in samples])
+    for name in CONTROLS:
+        numbers |= _numbers(f"{task}/{name}", [s.score(control(name, s)) for s in samples])
+    for count in steps:
+        numbers |= _numbers(f"{task}/{count} steps", scores(pipe, samples, count))
+    return numbers
+
+
+def table(numbers: dict[str, dict], steps: tuple[int, ...]) -> str:
+    """The README's table in markdown: mean score of truth and controls, score and solve rate of the model."""
+    full = max(steps)
+
+    def cell(key: str) -> str:
+        return "{value:.2f} [{low:.2f}, {high:.2f}]".format(**numbers[key])
+
+    head = ["task", "truth", *CONTROLS, f"score, {full} steps", *(f"solved, {k} step{'s' * (k > 1)}" for k in steps)]
+    lines = [head, ["---"] * len(head)]
+    for task in tasks.NAMES:
+        plain = [f"{numbers[f'{task}/{name}/score']['value']:.2f}" for name in ("truth", *CONTROLS)]
+        model = [cell(f"{task}/{full} steps/score"), *(cell(f"{task}/{k} steps/solved") for k in steps)]
+        lines.append([task, *plain, *model])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="cos-mini")
+    parser.add_argument("--puzzles", type=int, default=200)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 4, 20])
+    parser.add_argument("--out", type=Path, default=Path("data/results"))
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    work = partial(measure, model=args.model, puzzles=args.puzzles, steps=tuple(args.steps))
+    with ProcessPoolExecutor(args.workers) as pool:
+        numbers = {k: v for part in pool.map(work, tasks.NAMES) for k, v in part.items()}
+    provenance = dict(model=args.model, seeds=[REPORT.start, REPORT.start + args.puzzles - 1], steps=args.steps,
+                      command=f"python -m cosutils.mini.evaluate {args.model} --puzzles {args.puzzles} --steps "
+                              + " ".join(map(str, args.steps)))  # fmt: skip
+    record_numbers(args.out, f"{args.model}-scores", numbers, provenance)
+    print(table(numbers, tuple(args.steps)))
+
+
+if __name__ == "__main__":
+    main()

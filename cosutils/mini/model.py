@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
 
+from ..schedule import flow_sigmas
 from . import text
 from .codec import PatchCodec
 
-__all__ = ["SHIFT", "build_pipeline", "build_transformer", "condition", "generate"]
+__all__ = ["SHIFT", "build_pipeline", "build_transformer", "condition", "generate", "teach"]
 
 SHIFT = 3.0  # timestep shift of training and sampling
 
@@ -50,8 +50,7 @@ def generate(transformer, noise: torch.Tensor, given: torch.Tensor, embeds: torc
     noise: (B, C, F, H, W); given: `condition`; embeds: (B, 16, 64); blank: (1, 16, 64), the empty prompt, needed for
     guidance > 1. Returns final latents. A test holds it equal to the pipeline. [paper, Eq. 1: v = x1 - x0]
     """
-    sigmas = np.linspace(1, 0, steps + 1)
-    sigmas = SHIFT * sigmas / (1 + (SHIFT - 1) * sigmas)
+    sigmas = flow_sigmas(steps, SHIFT).tolist()
     x = noise
     for s, s_next in zip(sigmas[:-1], sigmas[1:]):
         entry, t = torch.cat([x, given], 1), x.new_full((len(x),), s * 1000)
@@ -59,5 +58,24 @@ def generate(transformer, noise: torch.Tensor, given: torch.Tensor, embeds: torc
         if guidance > 1:
             free = transformer(entry, t, blank.expand_as(embeds), return_dict=False)[0]
             v = free + guidance * (v - free)
-        x = x + float(s_next - s) * v.float()
+        x = x + (s_next - s) * v.float()
     return x
+
+
+@torch.no_grad()
+def teach(teacher, x0: torch.Tensor, x1: torch.Tensor, given: torch.Tensor, embeds: torch.Tensor, part: torch.Tensor,
+          steps: int = 4, inner: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Distillation target of a student of `steps` steps: the teacher's mean velocity over one of the student's steps.
+
+    part: which step each sample learns, (B,) in 0..steps-1. The teacher crosses the step in `inner` Euler steps from
+    x_s = (1 - s) x0 + s x1. Returns x_s, s (B,) and the target (x_s' - x_s) / (s' - s), all like the inputs.
+    """
+    ends = flow_sigmas(steps, SHIFT).to(x0)
+    start, stop = ends[part], ends[part + 1]
+    shape = (-1, 1, 1, 1, 1)
+    x = first = (1 - start).view(shape) * x0 + start.view(shape) * x1
+    for k in range(inner):
+        s = start + (stop - start) * k / inner
+        x = x + ((stop - start) / inner).view(shape) * teacher(
+            torch.cat([x, given], 1), s * 1000, embeds, return_dict=False)[0].float()  # fmt: skip
+    return first, start, (x - first) / (stop - start).view(shape)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from diffusers import WanTransformer3DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -28,7 +29,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from . import tasks, text
 from .codec import PatchCodec
 from .evaluate import TRAIN, VALIDATION, scores
-from .model import SHIFT, build_pipeline, build_transformer, condition
+from .model import SHIFT, build_pipeline, build_transformer, condition, teach
 
 __all__ = ["Puzzles", "train"]
 
@@ -110,9 +111,9 @@ def save(folder: Path, state: dict, pipe) -> None:
 
 
 def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: float, layers: int, seed: int,
-          device: str, cooldown: float, every: int) -> None:  # fmt: skip
+          device: str, cooldown: float, every: int, teacher: Path | None = None) -> None:  # fmt: skip
     """Train until `samples` films were seen. batch: films per process; rate: peak learning rate; every: films between
-    two checkpoints."""
+    two checkpoints; teacher: a trained pipeline folder to distil a four-step student from."""
     if "RANK" not in os.environ:  # a single process without torchrun
         os.environ |= dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
     dist.init_process_group("gloo")
@@ -121,6 +122,10 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
     torch.manual_seed(seed)
     codec = fit_codec()
     model = build_transformer(codec.config.z_dim, layers).to(device).train()
+    tutor = None
+    if teacher is not None:
+        tutor = WanTransformer3DModel.from_pretrained(teacher / "transformer", torch_dtype=torch.float32).to(device).eval()
+        model.load_state_dict(tutor.state_dict())
     mean = AveragedModel(model, multi_avg_fn=average(0.9995))
     pipe = build_pipeline(codec, mean.module)
     tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
@@ -151,12 +156,17 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
         words = torch.stack([embeds[p] for p in prompts])
         x0 = codec_on_device.encode_ids(films.to(device))
         x1 = torch.randn(x0.shape, generator=generator, device=device)
-        u = torch.rand(len(x0), generator=generator, device=device)
-        s = (SHIFT * u / (1 + (SHIFT - 1) * u))[:, None, None, None, None]
-        entry = torch.cat([(1 - s) * x0 + s * x1, condition(codec_on_device, x0)], 1)
+        given = condition(codec_on_device, x0)
         with sdpa_kernel(backends), torch.autocast(device, dtype=torch.bfloat16):
-            v = wrapped(entry, s.flatten() * 1000, words, return_dict=False)[0]
-        loss = torch.nn.functional.mse_loss(v.float(), x1 - x0)
+            if tutor is None:
+                u = torch.rand(len(x0), generator=generator, device=device)
+                s = SHIFT * u / (1 + (SHIFT - 1) * u)
+                x, target = torch.lerp(x0, x1, s[:, None, None, None, None]), x1 - x0
+            else:
+                part = torch.randint(4, (len(x0),), generator=generator, device=device)
+                x, s, target = teach(tutor, x0, x1, given, words, part)
+            v = wrapped(torch.cat([x, given], 1), s * 1000, words, return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(v.float(), target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
@@ -168,10 +178,10 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
         if seen // every > before // every or seen >= samples:
             mean.module.eval()
             with torch.autocast(device, dtype=torch.bfloat16):
-                one, many = (validate(pipe, weights, n, 24, rank, ranks) for n in (1, 10))
+                one, many = (validate(pipe, weights, n, 24, rank, ranks) for n in (1, 10 if tutor is None else 4))
             if rank == 0:
                 row = dict(seen=seen, loss=round(smooth, 4), per_second=round((seen - start) / (time.monotonic() - began), 1),
-                           one_step=one, ten_steps=many)  # fmt: skip
+                           one_step=one, **{"ten_steps" if tutor is None else "four_steps": many})  # fmt: skip
                 state = dict(model=model.state_dict(), mean=mean.state_dict(), seen=seen,
                              optimizers=[opt.state_dict() for opt in opts])  # fmt: skip
                 save(out, state, pipe)
@@ -193,6 +203,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--cooldown", type=float, default=0.3)
+    parser.add_argument("--teacher", type=Path, help="distil a four-step student from this pipeline folder")
     parser.add_argument("--every", type=int, default=30_000, help="films between two checkpoints")
     args = vars(parser.parse_args())
     pairs = (entry.partition("=")[::2] for entry in args.pop("tasks").split(","))
