@@ -20,7 +20,16 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["Hub", "Tap", "check_pipeline", "current_step", "experts", "is_multistep", "reset_multistep", "tapped"]
+__all__ = [
+    "Hub",
+    "Tap",
+    "check_pipeline",
+    "current_step",
+    "experts",
+    "is_multistep",
+    "reset_multistep",
+    "tapped",
+]
 
 
 class Tap:
@@ -32,13 +41,19 @@ class Tap:
     hooks = False
 
     def start(self, hub: Hub) -> None:
-        """The schedule is set: `hub.steps`, `hub.first`, `hub.sigmas`, `hub.arguments` are known; may raise."""
+        """The schedule is set: `hub.steps`, `hub.first`, `hub.sigmas`, `hub.arguments` are known; may
+        raise.
+        """
 
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
-        """Return a replacement of x_s (B, C, F, H, W) before the model sees it at `step` and its name, or None."""
+        """Return a replacement of x_s (B, C, F, H, W) before the model sees it at `step` and its name, or
+        None.
+        """
 
     def step(self, hub: Hub, step: int, x: Tensor, v: Tensor, x0: Tensor) -> None:
-        """Step `step` was taken: x_s and x0hat in float32 as the model sees them, v as the model returned it."""
+        """Step `step` was taken: x_s and x0hat in float32 as the model sees them, v as the model returned
+        it.
+        """
 
     def finish(self, hub: Hub, latents: Tensor) -> None:
         """The call returned; `latents` (B, C, F, H, W) is its final state before decoding."""
@@ -48,8 +63,8 @@ class Hub:
     """The state of one pipeline's open contexts and, during a call, of that call.
 
     steps, first: number of steps of the schedule and the step at which this call begins (0 unless resumed).
-    sigmas: (steps + 1,) float32 on the CPU. arguments: the call's arguments, defaults included; None outside a call.
-    x0: the latest estimate x0hat (B, C, F, H, W) float32 of this run, None before the first step.
+    sigmas: (steps + 1,) float32 on the CPU. arguments: the call's arguments, defaults included; None outside
+    a call. x0: the latest estimate x0hat (B, C, F, H, W) float32 of this run, None before the first step.
     edits: {step: [name, ...]} of what the taps replaced. known: (condition, mask) where the pipeline
     re-composites the first latent frame before every forward (TI2V-5B), else None.
     """
@@ -88,7 +103,9 @@ class Hub:
             tap.start(self)
 
     def edited(self, scheduler: Any, step: int, x: Tensor) -> Tensor:
-        """Return x_s after every tap's edit, in the dtype of `x`; an edit resets a multistep solver's memory."""
+        """Return x_s after every tap's edit, in the dtype of `x`; an edit resets a multistep solver's
+        memory.
+        """
         replaced = x
         for tap in self.taps:
             edit = tap.edit(self, step, replaced)
@@ -100,14 +117,18 @@ class Hub:
         return replaced
 
     def seen(self, x: Tensor) -> Tensor:
-        """Return `x` (B, C, F, H, W) with the known first frame put back where the pipeline does so (TI2V-5B)."""
+        """Return `x` (B, C, F, H, W) with the known first frame put back where the pipeline does so
+        (TI2V-5B).
+        """
         if self.known is None:
             return x
         condition, mask = self.known
         return (1 - mask) * condition + mask * x
 
     def took(self, step: int, x: Tensor, v: Tensor) -> None:
-        """Tell the taps about a finished step; x0hat = x_s - sigma_s v (linear flow, sigma from the schedule)."""
+        """Tell the taps about a finished step; x0hat = x_s - sigma_s v (linear flow, sigma from the
+        schedule).
+        """
         x = x.float()
         self.x0 = self.seen(x - self.sigmas[step].to(x) * v.float())
         x = self.seen(x)
@@ -133,7 +154,7 @@ class _TappedScheduler:
         hub = self._cos_hub
         if hub.arguments is None:
             return super().step(model_output, timestep, sample, *args, **kwargs)
-        if hub.timesteps is not None:  # the pipeline has read the shortened list; solvers count on the full one
+        if hub.timesteps is not None:  # solvers count on the full list
             self.timesteps, hub.timesteps = hub.timesteps, None
         result = super().step(model_output, timestep, sample, *args, **kwargs)
         step = self.step_index - 1
@@ -197,8 +218,8 @@ def _tapped_class(mixin: type, cls: type) -> type:
 def tapped(pipe: WanImageToVideoPipeline, tap: Tap) -> Iterator[Hub]:
     """Let `tap` follow every call of `pipe` inside the block; both classes are restored on the way out.
 
-    Raises TypeError or ValueError for a pipeline this does not work on (see `check_pipeline`) and RuntimeError
-    where the scheduler was exchanged while another context is open.
+    Raises TypeError or ValueError for a pipeline this does not work on (see `check_pipeline`) and
+    RuntimeError where the scheduler was exchanged while another context is open.
     """
     check_pipeline(pipe, hooks=tap.hooks)
     hub = pipe.__dict__.get("_cos_hub")
@@ -254,22 +275,24 @@ def check_pipeline(pipe: Any, hooks: bool = False) -> None:
         raise TypeError(f"pipe must be a WanImageToVideoPipeline, not {type(pipe).__name__}")
     scheduler = pipe.scheduler
     flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or (
-        scheduler.config.get("prediction_type") == "flow_prediction" and scheduler.config.get("use_flow_sigmas")
+        scheduler.config.get("prediction_type") == "flow_prediction"
+        and scheduler.config.get("use_flow_sigmas")
     )
     if not flow or scheduler.order != 1:
         raise ValueError(
             f"{type(scheduler).__name__} is not a flow-matching scheduler with one model call per step: "
-            "use FlowMatchEulerDiscreteScheduler, or UniPCMultistepScheduler with flow_prediction and use_flow_sigmas"
+            "use FlowMatchEulerDiscreteScheduler, or UniPCMultistepScheduler with flow_prediction and "
+            "use_flow_sigmas"
         )
     for name, model in experts(pipe).items():
         compiled = hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
         if hooks and compiled:
             raise ValueError(
-                f"pipe.{name} is compiled as a whole, which hides hooks: use compile_repeated_blocks() instead"
+                f"pipe.{name} is compiled as a whole, which hides hooks: use compile_repeated_blocks()"
             )
         if getattr(model, "is_cache_enabled", False):
             raise ValueError(
-                f"pipe.{name} has a feature cache enabled, which skips blocks: call pipe.{name}.disable_cache()"
+                f"pipe.{name} has a feature cache enabled, which skips blocks: call its disable_cache()"
             )
 
 
@@ -277,7 +300,8 @@ def _check_call(pipe: WanImageToVideoPipeline, arguments: dict[str, Any]) -> Non
     frames, height, width = (arguments[name] for name in ("num_frames", "height", "width"))
     stride = pipe.vae_scale_factor_temporal
     if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1 or (frames - 1) % stride:
-        raise ValueError(f"num_frames must be {stride}k + 1 (1, {stride + 1}, {2 * stride + 1}, ...), got {frames!r}")
+        allowed = f"1, {stride + 1}, {2 * stride + 1}, ..."
+        raise ValueError(f"num_frames must be {stride}k + 1 ({allowed}), got {frames!r}")
     patch = next(iter(experts(pipe).values())).config.patch_size
     for name, size, side in (("height", height, patch[1]), ("width", width, patch[2])):
         multiple = pipe.vae_scale_factor_spatial * side

@@ -3,9 +3,9 @@
     with inject(pipe, noise_at_step(12)):
         pipe(**arguments)
 
-An edit at step i replaces x_i before the model sees it (i = 0: the initial latents). Under a multistep solver every
-edit also clears the solver's memory: otherwise UniPC's corrector rebuilds x_i from the step before and undoes most
-of the noise. `record` sees the edited x_i and lists the edits.
+An edit at step i replaces x_i before the model sees it (i = 0: the initial latents). Under a multistep solver
+every edit also clears the solver's memory: otherwise UniPC's corrector rebuilds x_i from the step before and
+undoes most of the noise. `record` sees the edited x_i and lists the edits.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
 from torch import Tensor
@@ -23,8 +24,6 @@ from ._scheduler import Hub, Tap, tapped
 from .record import Run, resume
 
 __all__ = ["Edit", "inject", "noise_at", "noise_at_frame", "noise_at_step", "renoise", "sweep"]
-
-STRIDE = 2**40  # between the seeds of successive steps: no run draws its initial noise from seeds this large
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ def noise_at(step: int, frame: int, seed: int = 0) -> Edit:
 def renoise(step: int, seed: int = 0) -> Edit:
     """Control: keep the estimate, renew the noise. x_s = sigma_s n + (1 - sigma_s) x0hat of the step before.
 
-    The noise level stays the one the schedule expects. At step 0, where there is no estimate and sigma is 1, this is
-    noise alone.
+    The noise level stays the one the schedule expects. At step 0, where there is no estimate and sigma is 1,
+    this is noise alone.
     """
     return Edit(step, None, seed, keep_estimate=True)
 
@@ -85,10 +84,11 @@ class _Injector(Tap):
 
     def start(self, hub: Hub) -> None:
         frames = (hub.arguments["num_frames"] - 1) // hub.pipe.vae_scale_factor_temporal + 1
-        given = 1 if hub.pipe.config.expand_timesteps else 0  # latent frames the pipeline overwrites by the image
+        given = 1 if hub.pipe.config.expand_timesteps else 0  # frames the pipeline overwrites
         for edit in self.edits:
             if edit.step is not None and not hub.first <= edit.step < hub.steps:
-                raise ValueError(f"no step {edit.step} in this call: it has steps {hub.first}..{hub.steps - 1}")
+                steps = f"{hub.first}..{hub.steps - 1}"
+                raise ValueError(f"no step {edit.step} in this call: it has steps {steps}")
             if edit.frame is not None and not given <= edit.frame < frames:
                 why = " (0 is the given image, put back before every forward)" if given else ""
                 raise ValueError(f"cannot edit latent frame {edit.frame}: choose {given}..{frames - 1}{why}")
@@ -102,7 +102,8 @@ class _Injector(Tap):
 
 def _apply(edit: Edit, hub: Hub, step: int, x: Tensor) -> Tensor:
     """Return x (B, C, F, H, W) after `edit`. All videos of a batch get the noise each would get alone."""
-    generator = torch.Generator().manual_seed(edit.seed + STRIDE * (step + 1))
+    state = np.random.SeedSequence([edit.seed, step]).generate_state(1)  # unlike any initial noise
+    generator = torch.Generator().manual_seed(int(state[0]))
     new = torch.randn(1, *x.shape[1:], generator=generator).to(x.device).expand(x.shape)
     if edit.keep_estimate and hub.x0 is not None:
         sigma = hub.sigmas[step].to(new)
@@ -118,8 +119,8 @@ def _apply(edit: Edit, hub: Hub, step: int, x: Tensor) -> Tensor:
 def inject(pipe: WanImageToVideoPipeline, *edits: Edit) -> Iterator[tuple[Edit, ...]]:
     """Apply `edits`, in this order, to every call of `pipe` inside the block.
 
-    Raises TypeError for something else than edits; a step or frame that the call does not have raises ValueError
-    when the call has set its schedule, before the first forward.
+    Raises TypeError for something else than edits; a step or frame that the call does not have raises
+    ValueError when the call has set its schedule, before the first forward.
     """
     if not edits:
         raise TypeError("inject needs at least one edit: noise_at_step, noise_at_frame, noise_at or renoise")

@@ -1,7 +1,7 @@
 """Load a model with named settings, and make its seeds.
 
-    pipe = load("cos-mini")
-    pipe(**sample.inputs, **settings(pipe), generator=seeded(0))
+pipe = load("cos-mini")
+pipe(**sample.inputs, **settings(pipe), generator=seeded(0))
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def load(
 def use_preset(pipe: WanImageToVideoPipeline, preset: str) -> WanImageToVideoPipeline:
     """Give `pipe` the scheduler, expert boundary and call settings of `preset`; returns `pipe`.
 
-    Raises ValueError for an unknown preset and RuntimeError while a context such as `record` is open on `pipe`.
+    Raises ValueError for an unknown preset and RuntimeError while a context such as `record` is open on
+    `pipe`.
     """
     chosen = schedule.preset(preset)
     if "_cos_hub" in pipe.__dict__:
@@ -89,7 +90,8 @@ def settings(pipe: WanImageToVideoPipeline) -> dict[str, Any]:
 
 
 def seeded(seed: int | Sequence[int]) -> torch.Generator | list[torch.Generator]:
-    """Return a CPU generator for one seed, or a list of them for a sequence of seeds (one per video of a batch).
+    """Return a CPU generator for one seed, or a list of them for a sequence of seeds (one per video of a
+    batch).
 
     Raises TypeError for a seed that is not an integer and ValueError for an empty sequence.
     """
@@ -113,8 +115,8 @@ def _verify(folder: Path) -> None:
     if not sums.is_file():
         known = sorted(path.parent.name for path in folder.parent.glob(f"{EMBEDDED}*/SHA256SUMS"))
         raise FileNotFoundError(
-            f"no {folder.name} in {folder.parent} (found: {', '.join(known) or 'none'}): use a full checkout of the "
-            f"repository, or point {DATA} to its data folder"
+            f"no {folder.name} in {folder.parent} (found: {', '.join(known) or 'none'}): use a full "
+            f"checkout of the repository, or point {DATA} to its data folder"
         )
     listed = {}
     for line in sums.read_text(encoding="utf-8").splitlines():
@@ -123,23 +125,25 @@ def _verify(folder: Path) -> None:
     files = [*folder.rglob("*.safetensors"), *folder.rglob("*.json")]
     present = {path.relative_to(folder).as_posix() for path in files}
     for name in sorted(present - listed.keys()):
-        raise ValueError(f"{folder / name} is not listed in {sums.name}: it is not part of the published model")
+        raise ValueError(f"{folder / name} is not listed in {sums.name}: not part of the published model")
     for name, digest in listed.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing although {sums.name} lists it")
         with (folder / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise ValueError(f"{folder / name} is truncated or altered: its sha256 is not the one in {sums.name}")
+                raise ValueError(
+                    f"{folder / name} is truncated or altered: its sha256 differs from {sums.name}"
+                )
 
 
 def _from_pretrained(model: str | Path, dtypes: dict[str, torch.dtype]) -> WanImageToVideoPipeline:
     if not Path(model).is_dir() and (isinstance(model, Path) or str(model).count("/") != 1):
         raise ValueError(
-            f"unknown model {str(model)!r}: choose {EMBEDDED!r}, an existing folder in diffusers format, or a hub id "
-            "such as 'Wan-AI/Wan2.2-I2V-A14B-Diffusers'"
+            f"unknown model {str(model)!r}: choose {EMBEDDED!r}, an existing folder in diffusers format, or "
+            "a hub id such as 'Wan-AI/Wan2.2-I2V-A14B-Diffusers'"
         )
     if Path(model).is_dir() and not (Path(model) / "model_index.json").is_file():
-        raise FileNotFoundError(f"no model_index.json in {model}: this is not a pipeline folder in diffusers format")
+        raise FileNotFoundError(f"no model_index.json in {model}: not a pipeline folder in diffusers format")
     try:
         return WanImageToVideoPipeline.from_pretrained(model, dtype=dtypes)
     except (OSError, ValueError) as error:

@@ -5,8 +5,8 @@
     run.x0[12]                    # the estimate x0hat at step 12, (B, C, F, H, W)
     run.decode(steps=[0, 4, 12])  # its pixels, (3, B, T, H, W, 3)
 
-Chain-of-Steps (arXiv 2603.16870, Sec. 3.1) reads x0hat = x_s - sigma_s v(x_s, s) at every step s. The sigma is the
-schedule's own (`scheduler.sigmas[s]`, never t / 1000), the product is taken in float32.
+Chain-of-Steps (arXiv 2603.16870, Sec. 3.1) reads x0hat = x_s - sigma_s v(x_s, s) at every step s. The sigma
+is the schedule's own (`scheduler.sigmas[s]`, never t / 1000), the product is taken in float32.
 """
 
 from __future__ import annotations
@@ -63,11 +63,12 @@ class Series(dict[int, Tensor]):
 class Run:
     """One recorded pipeline call; S steps, B videos, latents (B, C, F, H, W).
 
-    x: x_s as the model saw it, float32, edits included. v: the model's velocity after guidance, in its own dtype.
-    x0: x0hat = x_s - sigma_s v in float32. For a TI2V-5B pipeline, which overwrites latent frame 0 by the given image
-    before every forward, frame 0 of x and x0 is that image, as the model sees it; v is left as returned.
-    sigmas: (steps + 1,) float32, the last one 0. latents: the final state, float32. first: the step the call began at.
-    edits: {step: names of what was injected before that step}. info: everything needed to tell this run from another.
+    x: x_s as the model saw it, float32, edits included. v: the model's velocity after guidance, in its own
+    dtype. x0: x0hat = x_s - sigma_s v in float32. For a TI2V-5B pipeline, which overwrites latent frame 0 by
+    the given image before every forward, frame 0 of x and x0 is that image, as the model sees it; v is left
+    as returned. sigmas: (steps + 1,) float32, the last one 0. latents: the final state, float32. first: the
+    step the call began at. edits: {step: names of what was injected before that step}. info: everything
+    needed to tell this run from another.
     """
 
     x: Series = field(default_factory=lambda: Series("x"))
@@ -93,11 +94,12 @@ class Run:
         batch: int = 8,
         pipe: WanImageToVideoPipeline | None = None,
     ) -> Tensor:
-        """Return the pixels of x0hat at `steps` (default: all): (S, B, T, H, W, 3), float32 in [0, 1], on the CPU.
+        """Return the pixels of x0hat at `steps` (default: all): (S, B, T, H, W, 3), float32 in [0, 1], on the
+        CPU.
 
-        `frames` keeps only these pixel frames. `batch` videos are decoded at a time by the VAE of the recorded
-        pipeline, or of `pipe` where the run was loaded. Raises KeyError for a step, IndexError for a frame and
-        ValueError for a batch that does not exist.
+        `frames` keeps only these pixel frames. `batch` videos are decoded at a time by the VAE of the
+        recorded pipeline, or of `pipe` where the run was loaded. Raises KeyError for a step, IndexError for a
+        frame and ValueError for a batch that does not exist.
         """
         pipe = pipe or self.pipe
         if pipe is None:
@@ -109,7 +111,9 @@ class Run:
         return torch.cat(pixels).unflatten(0, x0.shape[:2])
 
     def save(self, folder: str | Path) -> Path:
-        """Write run.safetensors and run.json into `folder` and return it; each file appears whole or not at all."""
+        """Write run.safetensors and run.json into `folder` and return it; each file appears whole or not at
+        all.
+        """
         if self.latents is None:
             raise ValueError("only a finished run can be saved: this one has no final latents")
         folder = Path(folder)
@@ -118,9 +122,8 @@ class Run:
         for series in (self.x, self.v, self.x0):
             tensors |= {f"{series.name}.{step}": value.contiguous() for step, value in series.items()}
         digest = _write(folder / "run.safetensors", lambda path: save_file(tensors, path))
-        text = json.dumps(
-            {"sha256": digest, "first": self.first, "edits": self.edits, "info": self.info}, indent=1, allow_nan=False
-        )
+        facts = {"sha256": digest, "first": self.first, "edits": self.edits, "info": self.info}
+        text = json.dumps(facts, indent=1, allow_nan=False)
         _write(folder / "run.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
         return folder
 
@@ -128,7 +131,8 @@ class Run:
     def load(cls, folder: str | Path, pipe: WanImageToVideoPipeline | None = None) -> Run:
         """Read what `save` wrote; `pipe` is the pipeline to decode with.
 
-        Raises FileNotFoundError where a file is missing and ValueError where the two files do not belong together.
+        Raises FileNotFoundError where a file is missing and ValueError where the two files do not belong
+        together.
         """
         folder = Path(folder)
         for name in ("run.json", "run.safetensors"):
@@ -136,14 +140,16 @@ class Run:
                 raise FileNotFoundError(f"no {name} in {folder}: this is not a folder written by Run.save")
         stored = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if _sha256(folder / "run.safetensors") != stored["sha256"]:
-            raise ValueError(f"{folder / 'run.safetensors'} is truncated or altered: its sha256 is not run.json's")
+            raise ValueError(
+                f"{folder}/run.safetensors is truncated or altered: its sha256 is not run.json's"
+            )
         tensors = load_file(folder / "run.safetensors")
-        run = cls(sigmas=tensors.pop("sigmas"), latents=tensors.pop("latents"), first=stored["first"], pipe=pipe)
+        run = cls(sigmas=tensors.pop("sigmas"), latents=tensors.pop("latents"), pipe=pipe)
         for key, value in tensors.items():
             name, step = key.split(".")
             getattr(run, name)[int(step)] = value
         run.edits = {int(step): names for step, names in stored["edits"].items()}
-        run.info = stored["info"]
+        run.first, run.info = stored["first"], stored["info"]
         return run
 
 
@@ -153,7 +159,7 @@ class _Recorder(Tap):
 
     def start(self, hub: Hub) -> None:
         if self.run.latents is not None:
-            raise RuntimeError("this recording already holds a run: open a new `record` for each pipeline call")
+            raise RuntimeError("this recording already holds a run: open a new `record` for each call")
         for series in (self.run.x, self.run.v, self.run.x0):
             series.clear()
         self.run.sigmas, self.run.first = hub.sigmas, hub.first
@@ -171,10 +177,11 @@ class _Recorder(Tap):
 
 @contextmanager
 def record(pipe: WanImageToVideoPipeline, keep: Iterable[str] = KEPT) -> Iterator[Run]:
-    """Record the one call of `pipe` made inside the block; yields its `Run`. Observing changes no bit of the call.
+    """Record the one call of `pipe` made inside the block; yields its `Run`. Observing changes no bit of the
+    call.
 
-    `keep` names what is stored, out of x, v and x0, on the CPU: at most 10 bytes (12 in float32) per latent value,
-    video and step. `decode` needs x0, `resume` needs x (with a multistep solver also v).
+    `keep` names what is stored, out of x, v and x0, on the CPU: at most 10 bytes (12 in float32) per latent
+    value, video and step. `decode` needs x0, `resume` needs x (with a multistep solver also v).
     """
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     unknown = [name for name in keep if name not in KEPT]
@@ -188,9 +195,10 @@ def record(pipe: WanImageToVideoPipeline, keep: Iterable[str] = KEPT) -> Iterato
 def resume(pipe: WanImageToVideoPipeline, run: Run, step: int, **arguments: Any) -> Any:
     """Call `pipe` from the recorded x_s of `run` at `step` on; returns what the call returns.
 
-    `arguments` are those of the recorded call. The result equals the uninterrupted run's; contexts around the call
-    see absolute step numbers. A multistep solver's memory is rebuilt by replaying its recorded steps, which costs no
-    forward of the model. Raises KeyError for a step that was not recorded and ValueError for another schedule or size.
+    `arguments` are those of the recorded call. The result equals the uninterrupted run's; contexts around the
+    call see absolute step numbers. A multistep solver's memory is rebuilt by replaying its recorded steps,
+    which costs no forward of the model. Raises KeyError for a step that was not recorded and ValueError for
+    another schedule or size.
     """
     if "latents" in arguments:
         raise TypeError("resume takes its latents from the run: leave `latents` out")
@@ -202,7 +210,7 @@ def resume(pipe: WanImageToVideoPipeline, run: Run, step: int, **arguments: Any)
         scheduler = hub.scheduler
         if not torch.equal(hub.sigmas, run.sigmas):
             raise ValueError(
-                f"the call's schedule ({hub.steps} steps) is not that of the recorded run ({run.steps} steps): "
+                f"the call's schedule ({hub.steps} steps) is not the recorded run's ({run.steps} steps): "
                 "use the same scheduler and num_inference_steps"
             )
         for name in ("height", "width", "num_frames"):
@@ -211,8 +219,8 @@ def resume(pipe: WanImageToVideoPipeline, run: Run, step: int, **arguments: Any)
         if is_multistep(scheduler):
             if run.first > 0:
                 raise ValueError(
-                    f"the solver's memory cannot be rebuilt: this run was itself resumed at step {run.first}, "
-                    "so resume from the full run"
+                    f"the solver's memory cannot be rebuilt: the run was itself resumed at step {run.first}, "
+                    "resume from the full run"
                 )
             for earlier in range(step):
                 if earlier in run.edits:
@@ -263,15 +271,17 @@ def _provenance(hub: Hub) -> dict[str, Any]:
     pipe, call = hub.pipe, hub.arguments
     generators = call["generator"] if isinstance(call["generator"], list) else [call["generator"]]
     preset = getattr(pipe, "_cos_preset", None)
+    timesteps = hub.scheduler.timesteps if hub.timesteps is None else hub.timesteps
     model = pipe.config.get("_name_or_path")
-    plain = ("prompt", "negative_prompt", "height", "width", "num_frames", "guidance_scale", "guidance_scale_2")
+    plain = ("prompt", "negative_prompt", "height", "width", "num_frames")
+    plain += ("guidance_scale", "guidance_scale_2")
     return {
         **{name: call[name] for name in plain},
         "model": Path(model).name if model and Path(model).is_dir() else model,
         "preset": preset.name if preset else None,
         "scheduler": type(hub.scheduler).__name__,
         "sigmas": hub.sigmas.tolist(),
-        "timesteps": [float(t) for t in (hub.scheduler.timesteps if hub.timesteps is None else hub.timesteps)],
+        "timesteps": [float(t) for t in timesteps],
         "boundary": pipe.config.boundary_ratio,
         "dtype": {name: str(model.dtype).removeprefix("torch.") for name, model in experts(pipe).items()},
         "device": str(pipe._execution_device),

@@ -1,9 +1,9 @@
 """Noise schedules, exact, and the named settings a model is run with.
 
-Linear flow: x_sigma = (1 - sigma) x0 + sigma n, v = dx / dsigma = n - x0. The schedule of N steps spaces s evenly on
-linspace(1, 0, N + 1) and shifts it *once*, sigma = shift s / (1 + (shift - 1) s). Diffusers' own
-`FlowMatchEulerDiscreteScheduler(shift=...)` shifts its end points first and everything again in `set_timesteps`: with
-shift 5 its last of 50 sigmas is .0244 instead of .0926.
+Linear flow: x_sigma = (1 - sigma) x0 + sigma n, v = dx / dsigma = n - x0. The schedule of N steps spaces s
+evenly on linspace(1, 0, N + 1) and shifts it *once*, sigma = shift s / (1 + (shift - 1) s). Diffusers' own
+`FlowMatchEulerDiscreteScheduler(shift=...)` shifts its end points first and everything again in
+`set_timesteps`: with shift 5 its last of 50 sigmas is .0244 instead of .0926.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["PRESETS", "ExactEulerScheduler", "Preset", "flow_sigmas", "preset", 
 def flow_sigmas(steps: int, shift: float) -> torch.Tensor:
     """sigma_i = shift s_i / (1 + (shift - 1) s_i), s = linspace(1, 0, steps + 1). (authors' released sampler)
 
-    Returns (steps + 1,) float32, from 1 down to the closing 0. Raises TypeError or ValueError unless `steps` is an
-    integer of at least 1 and `shift` is positive.
+    Returns (steps + 1,) float32, from 1 down to the closing 0. Raises TypeError or ValueError unless `steps`
+    is an integer of at least 1 and `shift` is positive.
     """
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise TypeError(f"steps must be an integer, not {type(steps).__name__}")
@@ -37,8 +37,8 @@ def flow_sigmas(steps: int, shift: float) -> torch.Tensor:
 class ExactEulerScheduler(FlowMatchEulerDiscreteScheduler):
     """Diffusers' Euler solver on exactly `flow_sigmas(steps, shift)`.
 
-    `timestep_dtype` "bfloat16" rounds what the model is told about time, sigma * 1000, as the authors' sampler does
-    (steps of 4 near 1000); the sigmas that integrate stay exact.
+    `timestep_dtype` "bfloat16" rounds what the model is told about time, sigma * 1000, as the authors'
+    sampler does (steps of 4 near 1000); the sigmas that integrate stay exact.
     """
 
     @register_to_config
@@ -59,10 +59,10 @@ class ExactEulerScheduler(FlowMatchEulerDiscreteScheduler):
 class Preset:
     """Settings of one way to run a model; None means "as the model was shipped".
 
-    steps: number of denoising steps. solver: "euler" (`ExactEulerScheduler`) or "unipc". shift: of the schedule.
-    guidance, guidance_2: classifier-free guidance of the high-noise and of the low-noise expert. boundary: sigma in
-    [0, 1] below which the low-noise expert takes over. dtype, timestep_dtype: of the model and of what it is told
-    about time.
+    steps: number of denoising steps. solver: "euler" (`ExactEulerScheduler`) or "unipc". shift: of the
+    schedule. guidance, guidance_2: classifier-free guidance of the high-noise and of the low-noise expert.
+    boundary: sigma in [0, 1] below which the low-noise expert takes over. dtype, timestep_dtype: of the model
+    and of what it is told about time.
     """
 
     name: str

@@ -19,7 +19,8 @@ from cosutils.schedule import ExactEulerScheduler
 
 def write_sums(folder):
     names = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
-    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in names]
+    digests = {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
+    lines = [f"{digest}  {name}\n" for name, digest in digests.items()]
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
@@ -96,7 +97,8 @@ def test_presets_set_scheduler_boundary_and_dtype(two_experts, name):
     pipe.set_progress_bar_config(disable=True)
     with record(pipe) as run:
         pipe(**tiny.call() | settings(pipe))
-    assert run.info["boundary"] == pipe.config.boundary_ratio and run.info["dtype"]["transformer_2"] == "bfloat16"
+    assert run.info["boundary"] == pipe.config.boundary_ratio
+    assert run.info["dtype"]["transformer_2"] == "bfloat16"
     assert run.info["guidance_scale_2"] == {"paper": 5.0, "distill4": 1.0}[name]
 
 

@@ -72,7 +72,7 @@ def test_presets_are_a_frozen_table():
         PRESETS["paper"].steps = 3
     assert scheduler(PRESETS["hf_default"]) is None
     assert scheduler(PRESETS["wan_official"]).config.flow_shift == 5.0
-    with pytest.raises(ValueError, match="unknown preset 'fast': choose from mini, paper, wan_official, hf_def"):
+    with pytest.raises(ValueError, match="unknown preset 'fast': choose from mini, paper, wan_official, hf"):
         preset("fast")
 
 

@@ -58,7 +58,9 @@ def text_encoder() -> UMT5EncoderModel:
 
 
 def transformer(kind: str, dtype: torch.dtype) -> WanTransformer3DModel:
-    """A `LAYERS`-block Wan transformer of width 24; the modules `from_pretrained` keeps in float32 stay so."""
+    """A `LAYERS`-block Wan transformer of width 24; the modules `from_pretrained` keeps in float32 stay
+    so.
+    """
     model = WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
@@ -151,8 +153,14 @@ def image(seed: int = 0, height: int = 16, width: int = 32) -> Image.Image:
     return Image.fromarray(pixels.to(torch.uint8).numpy())
 
 
-def call(prompt: str | list[str] = "the red ball moves", steps: int = 5, seed: int | list[int] = 0, **changes) -> dict:
-    """Keyword arguments of one short call: 9 frames of 16x32 px (3 x 2 x 4 latents), CFG on, latents returned.
+def call(
+    prompt: str | list[str] = "the red ball moves",
+    steps: int = 5,
+    seed: int | list[int] = 0,
+    **changes: object,
+) -> dict:
+    """Keyword arguments of one short call: 9 frames of 16x32 px (3 x 2 x 4 latents), CFG on, latents
+    returned.
 
     A list of prompts needs a list of seeds of the same length. `changes` override any argument.
     """

@@ -1,0 +1,339 @@
+"""Recording changes nothing, is right, and can be stored, decoded and continued from."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from diffusers import DDIMScheduler, FirstBlockCacheConfig, UniPCMultistepScheduler, WanImageToVideoPipeline
+
+from cosutils._scheduler import Tap, check_pipeline, tapped
+from cosutils.inject import inject, noise_at_step
+from cosutils.record import Run, record, resume
+from cosutils.schedule import ExactEulerScheduler
+
+DTYPES = (torch.float32, torch.bfloat16)
+every_pipeline = pytest.mark.parametrize(
+    ("kind", "solver", "dtype"), [(k, s, d) for k in tiny.KINDS for s in tiny.SOLVERS for d in DTYPES]
+)
+
+
+def recorded(pipe, **changes):
+    with record(pipe) as run:
+        pipe(**tiny.call(**changes))
+    return run
+
+
+@every_pipeline
+def test_observing_changes_no_bit(kind, solver, dtype):
+    pipe = tiny.build(kind, solver, dtype)
+    plain = pipe(**tiny.call()).frames
+    with record(pipe) as run:
+        watched = pipe(**tiny.call()).frames
+    assert torch.equal(watched, plain)
+    assert torch.equal(run.latents, plain.float())
+    assert torch.equal(pipe(**tiny.call()).frames, plain)
+
+
+@every_pipeline
+def test_two_routes_to_v_agree_bitwise(kind, solver, dtype):
+    """The scheduler tap against the pipeline's own local variable, shown to its step callback."""
+    pipe = tiny.build(kind, solver, dtype)
+    pipe._callback_tensor_inputs = [*pipe._callback_tensor_inputs, "noise_pred"]
+    oracle = []
+
+    def look(pipe, step, timestep, tensors):
+        oracle.append(tensors["noise_pred"].clone())
+        return {}
+
+    with record(pipe) as run:
+        pipe(**tiny.call(), callback_on_step_end=look, callback_on_step_end_tensor_inputs=["noise_pred"])
+    assert list(run.v) == [0, 1, 2, 3, 4]
+    assert all(torch.equal(run.v[step], v) and run.v[step].dtype == v.dtype for step, v in enumerate(oracle))
+
+
+@every_pipeline
+def test_the_recorded_quantities_obey_their_definitions(kind, solver, dtype):
+    pipe = tiny.build(kind, solver, dtype)
+    run = recorded(pipe)
+    given = 1 if kind == "ti2v5b" else 0
+    for step in range(5):
+        x0 = run.x[step] - run.sigmas[step] * run.v[step].float()
+        assert torch.equal(run.x0[step][:, :, given:], x0[:, :, given:])
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2  # the solvers take sigma v in the model's dtype
+    torch.testing.assert_close(run.x0[-1], run.latents, atol=tolerance, rtol=0)
+    assert torch.equal(run.sigmas, pipe.scheduler.sigmas)
+
+
+def test_the_given_frame_of_ti2v_is_the_image():
+    """What the scheduler holds in frame 0 is meaningless; the recording holds what the model saw."""
+    pipe = tiny.build("ti2v5b")
+    seen = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["hidden_states"].clone()), with_kwargs=True
+    )
+    run = recorded(pipe)
+    for step in range(5):
+        assert torch.equal(run.x[step], seen[2 * step])
+        assert torch.equal(run.x0[step][:, :, 0], run.latents[:, :, 0])
+
+
+@every_pipeline
+def test_resume_equals_the_uninterrupted_run(kind, solver, dtype):
+    pipe = tiny.build(kind, solver, dtype)
+    plain = pipe(**tiny.call()).frames
+    run = recorded(pipe)
+    for step in (0, 2, 4, -1):
+        with record(pipe) as rest:
+            assert torch.equal(resume(pipe, run, step, **tiny.call()).frames, plain)
+        assert list(rest.x) == list(range(step % 5, 5)) and rest.first == step % 5 and rest.steps == 5
+        assert all(torch.equal(rest.x[i], run.x[i]) and torch.equal(rest.v[i], run.v[i]) for i in rest.x)
+
+
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
+def test_resume_of_a_disturbed_run(solver):
+    pipe = tiny.build("a14b", solver)
+    with inject(pipe, noise_at_step(2)), record(pipe) as run:
+        pipe(**tiny.call())
+    for step in (1, 2, 3):
+        with inject(pipe, noise_at_step(2)) if step < 3 else record(pipe):
+            assert torch.equal(resume(pipe, run, step, **tiny.call()).frames, run.latents)
+
+
+def test_resume_of_a_stored_run_on_rounded_timesteps(tmp_path):
+    pipe = tiny.build("a14b")
+    pipe.scheduler = ExactEulerScheduler(shift=12.0, timestep_dtype="bfloat16")  # neighbours share a timestep
+    run = recorded(pipe, steps=40)
+    assert len(set(run.info["timesteps"])) < 40
+    again = Run.load(run.save(tmp_path), pipe)
+    assert torch.equal(resume(pipe, again, 1, **tiny.call(steps=40)).frames, run.latents)
+
+
+def test_unipc_survives_colliding_integer_timesteps():
+    """Stock UniPC begins at the second of two equal timesteps and runs off the end; a recording does not."""
+    pipe = tiny.build("wan21")
+    pipe.scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=100.0, solver_order=2
+    )
+    run = recorded(pipe, steps=40)
+    timesteps = run.info["timesteps"]
+    assert timesteps[0] == timesteps[1] and list(run.x) == list(range(40))
+
+
+def test_a_batch_equals_its_members():
+    for kind in tiny.KINDS:
+        pipe = tiny.build(kind)
+        both = recorded(pipe, prompt=["a ball", "the maze"], seed=[1, 2])
+        for row, (prompt, seed) in enumerate([("a ball", 1), ("the maze", 2)]):
+            alone = recorded(pipe, prompt=[prompt], seed=[seed])
+            torch.testing.assert_close(both.x0.stack()[:, row], alone.x0.stack()[:, 0], atol=1e-5, rtol=0)
+        assert both.info["seeds"] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_decode_gives_the_pipelines_own_pixels(kind):
+    pipe = tiny.build(kind)
+    arguments = tiny.call(prompt=["a ball", "the maze"], seed=[1, 2], output_type="np")
+    with record(pipe) as run:
+        video = pipe(**arguments).frames
+    pixels = run.decode(steps=[0, 4], batch=3)
+    assert pixels.shape == (2, 2, 9, 16, 32, 3) and pixels.dtype == torch.float32
+    np.testing.assert_allclose(pixels[1], video, atol=1e-5)
+    assert torch.equal(run.decode(steps=[0, 4], frames=[0, -1], batch=3), pixels[:, :, [0, -1]])
+    torch.testing.assert_close(run.decode(batch=1)[[0, 4]], pixels, atol=1e-5, rtol=0)
+
+
+def test_save_and_load(tmp_path):
+    pipe = tiny.build("a14b", "unipc", torch.bfloat16)
+    with inject(pipe, noise_at_step(3)), record(pipe) as run:
+        pipe(**tiny.call())
+    folder = run.save(tmp_path / "a" / "run")
+    assert sorted(path.name for path in folder.iterdir()) == ["run.json", "run.safetensors"]
+    again = Run.load(folder)
+    for name in ("x", "v", "x0"):
+        ours, theirs = getattr(run, name), getattr(again, name)
+        assert sorted(theirs) == sorted(ours) and all(torch.equal(ours[i], theirs[i]) for i in ours)
+    assert again.v[0].dtype == torch.bfloat16 and torch.equal(again.latents, run.latents)
+    assert (again.edits, again.info, again.first) == (run.edits, json.loads(json.dumps(run.info)), 0)
+    with pytest.raises(ValueError, match=r"a loaded run needs the pipeline"):
+        again.decode([0])
+    assert torch.equal(again.decode([0], pipe=pipe), run.decode([0]))
+    assert torch.equal(resume(pipe, again, 4, **tiny.call()).frames, run.latents)
+
+
+def test_altered_and_missing_files_are_refused(tmp_path):
+    folder = recorded(tiny.build("wan21")).save(tmp_path)
+    path = folder / "run.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="run.safetensors is truncated or altered"):
+        Run.load(folder)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="no run.safetensors in"):
+        Run.load(folder)
+
+
+def test_nothing_half_written_is_left(tmp_path, monkeypatch):
+    run = recorded(tiny.build("wan21"))
+    (tmp_path / "run.safetensors").mkdir()  # cannot be replaced by a file
+    with pytest.raises(OSError, match="could not write .*run.safetensors, nothing was changed there"):
+        run.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+def test_provenance_is_complete():
+    pipe = tiny.build("a14b", dtype=torch.bfloat16)
+    info = recorded(pipe, seed=3).info
+    assert info["boundary"] == 0.875 and info["seeds"] == [3] and info["prompt"] == "the red ball moves"
+    assert info["sigmas"] == pipe.scheduler.sigmas.tolist() and len(info["timesteps"]) == 5
+    assert info["dtype"] == {"transformer": "bfloat16", "transformer_2": "bfloat16"}
+    assert {"python", "torch", "diffusers", "cosutils"} <= info["versions"].keys()
+
+
+def test_everything_is_undone_after_an_exception():
+    pipe = tiny.build("a14b", "unipc")
+    plain = pipe(**tiny.call()).frames
+    before = (type(pipe), type(pipe.scheduler), set(pipe.__dict__), set(pipe.scheduler.__dict__))
+    fail = pipe.transformer_2.register_forward_hook(lambda *_: 1 / 0)
+    run = recorded(tiny.build("a14b", "unipc"))
+    for call in (lambda: pipe(**tiny.call()), lambda: resume(pipe, run, 1, **tiny.call())):
+        with pytest.raises(ZeroDivisionError), record(pipe), inject(pipe, noise_at_step(1)):
+            call()
+        assert (type(pipe), type(pipe.scheduler), set(pipe.__dict__), set(pipe.scheduler.__dict__)) == before
+    fail.remove()
+    assert torch.equal(pipe(**tiny.call()).frames, plain)
+    assert len(pipe.scheduler.timesteps) == 5
+
+
+def test_isinstance_and_deepcopy_hold_inside():
+    pipe = tiny.build("a14b", "unipc")
+    with record(pipe) as run:
+        assert isinstance(pipe, WanImageToVideoPipeline)
+        assert isinstance(pipe.scheduler, UniPCMultistepScheduler)
+        assert type(pipe).__name__ == "WanImageToVideoPipeline"
+        twin = copy.deepcopy(pipe.scheduler)
+        pipe(**tiny.call())
+    assert run.latents is not None
+    twin.set_timesteps(5)
+    assert torch.equal(twin.sigmas, run.sigmas)
+
+
+def test_keep_chooses_what_is_stored():
+    pipe = tiny.build("a14b")
+    with record(pipe, keep="x0") as run:
+        pipe(**tiny.call())
+    assert len(run.x0) == 5 and not run.x and not run.v
+    with pytest.raises(KeyError, match="x was not kept in this run"):
+        resume(pipe, run, 1, **tiny.call())
+    with pytest.raises(ValueError, match="cannot keep 'noise': choose from x, v, x0"):
+        with record(pipe, keep=["noise"]):
+            pass
+
+
+def test_unknown_steps_frames_and_batches_are_refused():
+    pipe = tiny.build("a14b")
+    run = recorded(pipe)
+    with pytest.raises(KeyError, match=r"no step 40: this run has steps 0\.\.4"):
+        run.decode([40])
+    with pytest.raises(KeyError, match=r"no step -6: this run has steps 0\.\.4"):
+        run.x[-6]
+    with pytest.raises(IndexError, match=r"no frame 9: the decoded video has frames 0\.\.8"):
+        run.decode([0], frames=[9])
+    with pytest.raises(ValueError, match="batch must be a positive number of videos, got 0"):
+        run.decode([0], batch=0)
+
+
+def test_resume_refuses_what_does_not_fit():
+    pipe = tiny.build("a14b", "unipc")
+    run = recorded(pipe)
+    with pytest.raises(ValueError, match=r"the call's schedule \(6 steps\) is not the recorded run's \(5"):
+        resume(pipe, run, 2, **tiny.call(steps=6))
+    with pytest.raises(ValueError, match="width is 16 but the recorded run has 32"):
+        resume(pipe, run, 2, **tiny.call(width=16, image=tiny.image(width=16)))
+    with pytest.raises(TypeError, match="resume takes its latents from the run"):
+        resume(pipe, run, 2, **tiny.call(latents=run.x[2]))
+    with record(pipe) as rest:
+        resume(pipe, run, 2, **tiny.call())
+    with pytest.raises(ValueError, match="the run was itself resumed at step 2"):
+        resume(pipe, rest, 3, **tiny.call())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"num_frames": 10}, ValueError, r"num_frames must be 4k \+ 1 \(1, 5, 9, \.\.\.\), got 10"),
+        ({"height": 24}, ValueError, "height must be a multiple of 16 px for this model, got 24"),
+        ({"height": 32}, ValueError, "the image is 16x32 px but the call asks for 32x32 px"),
+        ({"generator": 3}, TypeError, "generator must be a torch.Generator or a list of them .* not int"),
+        ({"generator": [3]}, TypeError, "generator must be a torch.Generator or a list of them .* not int"),
+    ],
+)
+def test_bad_calls_are_refused_in_one_sentence(changes, error, message):
+    pipe = tiny.build("a14b")
+    with pytest.raises(error, match=message), record(pipe):
+        pipe(**tiny.call(**changes))
+
+
+def test_one_recording_holds_one_run():
+    pipe = tiny.build("a14b")
+    with record(pipe):
+        pipe(**tiny.call())
+        with pytest.raises(RuntimeError, match="already holds a run"):
+            pipe(**tiny.call())
+
+
+def test_an_unfinished_run_cannot_be_saved(tmp_path):
+    with record(tiny.build("a14b")) as run:
+        pass
+    with pytest.raises(ValueError, match="only a finished run can be saved"):
+        run.save(tmp_path)
+
+
+def test_exchanging_the_scheduler_inside_is_refused():
+    pipe = tiny.build("a14b")
+    with record(pipe):
+        pipe.scheduler = ExactEulerScheduler(shift=3.0)
+        with pytest.raises(RuntimeError, match="the scheduler took no step inside this context"):
+            pipe(**tiny.call())
+        with pytest.raises(RuntimeError, match="pipe.scheduler was exchanged"), record(pipe):
+            pass
+    assert type(pipe) is WanImageToVideoPipeline and type(pipe.scheduler) is ExactEulerScheduler
+
+
+def test_pipelines_that_would_be_recorded_wrongly_are_refused():
+    with pytest.raises(TypeError, match="pipe must be a WanImageToVideoPipeline, not Linear"):
+        check_pipeline(torch.nn.Linear(1, 1))
+    pipe = tiny.build("a14b")
+    pipe.transformer_2.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(ValueError, match="pipe.transformer_2 has a feature cache enabled"), record(pipe):
+        pass
+    pipe.transformer_2.disable_cache()
+    with record(pipe):
+        pipe.transformer.enable_cache(FirstBlockCacheConfig())
+        with pytest.raises(ValueError, match="pipe.transformer has a feature cache enabled"):
+            pipe(**tiny.call())
+    pipe = tiny.build("wan21")
+    pipe.scheduler = DDIMScheduler()
+    with pytest.raises(ValueError, match="DDIMScheduler is not a flow-matching scheduler"), record(pipe):
+        pass
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place"])
+def test_whole_model_compile_is_refused_where_hooks_are_used(how):
+    pipe = tiny.build("wan21")
+    if how == "wrapped":
+        pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    else:
+        pipe.transformer.compile(backend="eager")
+    hooking = Tap()
+    hooking.hooks = True
+    with pytest.raises(ValueError, match="pipe.transformer is compiled as a whole, which hides hooks"):
+        with tapped(pipe, hooking):
+            pass
+    pipe = tiny.build("wan21")
+    pipe.transformer.compile_repeated_blocks(backend="eager")
+    with tapped(pipe, hooking):
+        pass
