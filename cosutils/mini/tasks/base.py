@@ -12,7 +12,7 @@ from scipy.optimize import nnls
 
 from .. import world
 
-__all__ = ["NAMES", "Sample", "Score", "get", "sample"]
+__all__ = ["NAMES", "Sample", "Score", "agreement", "get", "sample"]
 
 NAMES = (
     "maze", "two_routes", "tictactoe", "shelf", "find_shape",
@@ -78,7 +78,7 @@ class Sample:
         if video.shape != self.video.shape:
             raise ValueError(f"a {self.task} film has shape {self.video.shape}, got {video.shape}")
         seen, first = world.read(video), self.ids[0]
-        best = max((_agreement(seen, film, first) for film in self.films.values()), key=lambda a: a[-1])
+        best = max((agreement(seen, film, first) for film in self.films.values()), key=lambda a: a[-1])
         answer, motion = float(best[-1]), float(best[1:-1].mean())
         return Score(answer * motion, answer == 1 and motion >= 0.8, dict(answer=answer, motion=motion))
 
@@ -109,7 +109,7 @@ class Sample:
         return sample(self.task, self.seed, self.difficulty, twin=not self.is_twin)
 
 
-def _agreement(seen: np.ndarray, film: np.ndarray, first: np.ndarray) -> np.ndarray:
+def agreement(seen: np.ndarray, film: np.ndarray, first: np.ndarray) -> np.ndarray:
     """Per frame: cells that are right, over cells that changed in either film (1 where nothing changed)."""
     touched = (seen != first) | (film != first)
     right = touched & (seen == film)

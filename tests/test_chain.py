@@ -1,0 +1,67 @@
+"""Traces of an answer along the steps, on a tiny untrained pipeline and on made evidence."""
+
+import numpy as np
+import pytest
+import torch
+
+from cosutils.chain import Trace, alive, blurred, commitments, settling, trace, verdict
+from cosutils.loading import use_preset
+from cosutils.mini import tasks, world
+from cosutils.mini.model import build_pipeline, build_transformer
+from cosutils.mini.train import fit_codec
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    torch.manual_seed(0)
+    pipe = build_pipeline(fit_codec(), build_transformer(layers=1, width=32))
+    pipe.set_progress_bar_config(disable=True)
+    return use_preset(pipe, "mini")
+
+
+def made(evidence, films=None) -> Trace:
+    sample = tasks.find_shape.sample(0)
+    steps = len(evidence)
+    settled = np.linspace(0, 1, steps)[:, None].repeat(17, 1)
+    return Trace(sample, 0, np.linspace(1, 0, steps), np.asarray(evidence), [], settled, films)
+
+
+def test_a_trace_reads_every_step(pipe):
+    sample = tasks.maze.sample(1)
+    t = trace(pipe, sample, seed=3, keep_films=True, num_inference_steps=4)
+    assert t.evidence.shape == (4, len(sample.options)) and t.films.shape == (4, 17, 80, 80, 3)
+    assert t.sigmas[0] == 1 and len(t.scores) == 4 and np.all(t.settled[-1] == 1)
+    assert list(sample.candidates(t.films[2]).values()) == pytest.approx(list(t.evidence[2]))
+    again = trace(pipe, sample, seed=3, num_inference_steps=4)
+    assert np.array_equal(again.evidence, t.evidence) and again.films is None
+
+
+def test_candidates_alive_commitment_and_share_of_the_answer():
+    t = made([[0.2, 0.2, 0.2, 0.2, 0.2], [0.1, 0.5, 0, 0, 0], [0.9, 0.1, 0, 0, 0], [1, 0, 0, 0, 0]])
+    assert alive([t])[0] == pytest.approx([5, np.exp(-(1 / 6 * np.log(1 / 6) + 5 / 6 * np.log(5 / 6))), 1.384, 1], abs=1e-3)
+    assert commitments([t, t]).tolist() == [2, 2]
+    assert t.names[0] == t.sample.answer and t.on_answer == pytest.approx([0.2, 1 / 6, 0.9, 1])
+    assert settling([t], level=0.5).tolist() == [[2] * 17]
+
+
+def test_blur_matches_sharpness_but_not_the_mixture_of_answers():
+    sample = tasks.find_shape.sample(0)
+    frames = world.draw(np.stack(list(sample.options.values())))
+    films = np.stack([frames.mean(0), frames[0]])[:, None]
+    blur = blurred(made(np.eye(5)[:2], films), 0)
+
+    def sharpness(p):
+        return (np.diff(p, axis=0) ** 2).mean() + (np.diff(p, axis=1) ** 2).mean()
+
+    assert sharpness(blur) == pytest.approx(sharpness(films[0, 0]), rel=1e-2)
+    found = sample.candidates(blur)
+    assert found[sample.answer] > 3 * max(v for k, v in found.items() if k != sample.answer)
+    with pytest.raises(ValueError, match="kept no films"):
+        blurred(made(np.eye(5)), 0)
+
+
+def test_verdicts_follow_from_the_intervals():
+    claimed = [(1.5, np.inf), (0, np.inf)]
+    assert verdict([(1.6, 2), (0.1, 0.2)], claimed) == "supported"
+    assert verdict([(1.4, 2), (0.1, 0.2)], claimed) == "undecided"
+    assert verdict([(1.6, 2), (-0.3, -0.2)], claimed) == "not supported"
