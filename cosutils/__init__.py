@@ -11,35 +11,68 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
+from .capture import Capture, capture, projection, raw, region, tokens
+from .ensemble import ensemble, merge_then_single
 from .inject import Edit, inject, noise_at, noise_at_frame, noise_at_step, renoise, sweep
 from .loading import load, seeded, settings, use_preset
+from .metrics import (
+    Interval,
+    bootstrap_interval,
+    commitment_step,
+    effective_number,
+    energy,
+    linear_cka,
+    paired_interval,
+    rate_interval,
+)
 from .record import Run, Series, record, resume
 from .schedule import PRESETS, ExactEulerScheduler, Preset, flow_sigmas
+from .swap import swap
 
-LAZY = {"figures": "cosutils.figures", "mini": "cosutils.mini", "tasks": "cosutils.mini.tasks"}
+LAZY = {name: f"cosutils.{name}" for name in ("chain", "figures", "mini", "results")}
+LAZY["tasks"] = "cosutils.mini.tasks"
 
 __all__ = [
     "PRESETS",
+    "Capture",
     "Edit",
     "ExactEulerScheduler",
+    "Interval",
     "Preset",
     "Run",
     "Series",
+    "bootstrap_interval",
+    "capture",
+    "chain",
+    "commitment_step",
+    "effective_number",
+    "energy",
+    "ensemble",
     "figures",
     "flow_sigmas",
     "inject",
+    "linear_cka",
     "load",
+    "merge_then_single",
     "mini",
     "noise_at",
     "noise_at_frame",
     "noise_at_step",
+    "paired_interval",
+    "projection",
+    "rate_interval",
+    "raw",
     "record",
+    "region",
     "renoise",
+    "results",
     "resume",
     "seeded",
     "settings",
+    "swap",
     "sweep",
     "tasks",
+    "tokens",
     "use_preset",
 ]
 

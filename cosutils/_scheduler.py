@@ -41,19 +41,13 @@ class Tap:
     hooks = False
 
     def start(self, hub: Hub) -> None:
-        """The schedule is set: `hub.steps`, `hub.first`, `hub.sigmas`, `hub.arguments` are known; may
-        raise.
-        """
+        """The schedule is set: `hub.steps`, `first`, `sigmas`, `arguments` are known; may raise."""
 
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
-        """Return a replacement of x_s (B, C, F, H, W) before the model sees it at `step` and its name, or
-        None.
-        """
+        """Return what replaces x_s (B, C, F, H, W) before the model sees it, and its name; or None."""
 
     def step(self, hub: Hub, step: int, x: Tensor, v: Tensor, x0: Tensor) -> None:
-        """Step `step` was taken: x_s and x0hat in float32 as the model sees them, v as the model returned
-        it.
-        """
+        """Step `step` was taken: x_s and x0hat in float32 as the model sees them, v as it returned it."""
 
     def finish(self, hub: Hub, latents: Tensor) -> None:
         """The call returned; `latents` (B, C, F, H, W) is its final state before decoding."""
@@ -103,9 +97,7 @@ class Hub:
             tap.start(self)
 
     def edited(self, scheduler: Any, step: int, x: Tensor) -> Tensor:
-        """Return x_s after every tap's edit, in the dtype of `x`; an edit resets a multistep solver's
-        memory.
-        """
+        """Return x_s after every tap's edit, in the dtype of `x`; an edit resets a multistep solver."""
         replaced = x
         for tap in self.taps:
             edit = tap.edit(self, step, replaced)
@@ -117,18 +109,14 @@ class Hub:
         return replaced
 
     def seen(self, x: Tensor) -> Tensor:
-        """Return `x` (B, C, F, H, W) with the known first frame put back where the pipeline does so
-        (TI2V-5B).
-        """
+        """Return `x` (B, C, F, H, W), its known first frame put back where the pipeline does (TI2V-5B)."""
         if self.known is None:
             return x
         condition, mask = self.known
         return (1 - mask) * condition + mask * x
 
     def took(self, step: int, x: Tensor, v: Tensor) -> None:
-        """Tell the taps about a finished step; x0hat = x_s - sigma_s v (linear flow, sigma from the
-        schedule).
-        """
+        """Tell the taps about a finished step; x0hat = x_s - sigma_s v (linear flow, the schedule's sigma)."""
         x = x.float()
         self.x0 = self.seen(x - self.sigmas[step].to(x) * v.float())
         x = self.seen(x)

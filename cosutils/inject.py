@@ -31,6 +31,7 @@ class Edit:
     """One disturbance: at `step` (None: every step), of latent frame `frame` (None: all), noise from `seed`.
 
     keep_estimate False: x = noise, drawn from N(0, I). True: x = sigma noise + (1 - sigma) x0hat.
+    All videos of a batch get the same noise, the one each would get alone; steps get different noise.
     Raises TypeError for a step, frame or seed that is not an integer, ValueError for a negative one.
     """
 
@@ -101,7 +102,7 @@ class _Injector(Tap):
 
 
 def _apply(edit: Edit, hub: Hub, step: int, x: Tensor) -> Tensor:
-    """Return x (B, C, F, H, W) after `edit`. All videos of a batch get the noise each would get alone."""
+    """Return x (B, C, F, H, W) after `edit`."""
     state = np.random.SeedSequence([edit.seed, step]).generate_state(1)  # unlike any initial noise
     generator = torch.Generator().manual_seed(int(state[0]))
     new = torch.randn(1, *x.shape[1:], generator=generator).to(x.device).expand(x.shape)
@@ -140,4 +141,5 @@ def sweep(
     """
     for edit in edits:
         with inject(pipe, edit):
-            yield edit, resume(pipe, run, edit.step or 0, **arguments)
+            output = resume(pipe, run, edit.step or 0, **arguments)
+        yield edit, output

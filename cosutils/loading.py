@@ -1,7 +1,9 @@
 """Load a model with named settings, and make its seeds.
 
-pipe = load("cos-mini")
-pipe(**sample.inputs, **settings(pipe), generator=seeded(0))
+    pipe = load("cos-mini")
+    pipe(**sample.inputs, **settings(pipe), generator=seeded(0))
+
+The settings are the rows of `schedule.PRESETS`.
 """
 
 from __future__ import annotations
@@ -62,8 +64,7 @@ def load(
 def use_preset(pipe: WanImageToVideoPipeline, preset: str) -> WanImageToVideoPipeline:
     """Give `pipe` the scheduler, expert boundary and call settings of `preset`; returns `pipe`.
 
-    Raises ValueError for an unknown preset and RuntimeError while a context such as `record` is open on
-    `pipe`.
+    Raises ValueError for an unknown preset and RuntimeError while a context such as `record` is open.
     """
     chosen = schedule.preset(preset)
     if "_cos_hub" in pipe.__dict__:
@@ -90,8 +91,7 @@ def settings(pipe: WanImageToVideoPipeline) -> dict[str, Any]:
 
 
 def seeded(seed: int | Sequence[int]) -> torch.Generator | list[torch.Generator]:
-    """Return a CPU generator for one seed, or a list of them for a sequence of seeds (one per video of a
-    batch).
+    """Return a CPU generator for one seed, or a list of them for a sequence of them (one per video of a batch).
 
     Raises TypeError for a seed that is not an integer and ValueError for an empty sequence.
     """

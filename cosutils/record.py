@@ -94,8 +94,7 @@ class Run:
         batch: int = 8,
         pipe: WanImageToVideoPipeline | None = None,
     ) -> Tensor:
-        """Return the pixels of x0hat at `steps` (default: all): (S, B, T, H, W, 3), float32 in [0, 1], on the
-        CPU.
+        """Return the pixels of x0hat at `steps` (default: all): (S, B, T, H, W, 3), float32 in [0, 1], on CPU.
 
         `frames` keeps only these pixel frames. `batch` videos are decoded at a time by the VAE of the
         recorded pipeline, or of `pipe` where the run was loaded. Raises KeyError for a step, IndexError for a
@@ -111,9 +110,7 @@ class Run:
         return torch.cat(pixels).unflatten(0, x0.shape[:2])
 
     def save(self, folder: str | Path) -> Path:
-        """Write run.safetensors and run.json into `folder` and return it; each file appears whole or not at
-        all.
-        """
+        """Write run.safetensors and run.json into `folder` and return it; each file appears whole or not."""
         if self.latents is None:
             raise ValueError("only a finished run can be saved: this one has no final latents")
         folder = Path(folder)

@@ -1,0 +1,25 @@
+"""The public names exist, and functions are not hidden by the modules of the same name."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+import cosutils as cos
+
+
+@pytest.mark.parametrize("name", cos.__all__)
+def test_every_public_name_exists(name):
+    assert getattr(cos, name) is not None
+
+
+@pytest.mark.parametrize("name", ["capture", "ensemble", "inject", "record", "swap"])
+def test_functions_are_not_hidden_by_their_modules(name):
+    importlib.import_module(f"cosutils.{name}")
+    assert callable(getattr(cos, name))
+
+
+def test_an_unknown_name_is_explained():
+    with pytest.raises(AttributeError, match="cosutils has no 'recrod': choose from PRESETS, "):
+        cos.recrod
