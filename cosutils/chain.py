@@ -28,7 +28,8 @@ class Trace:
     """One recorded run of S steps on a puzzle with K possible answers.
 
     evidence: (S, K) share of each candidate in the last frame of x0hat, see `Sample.candidates`; scores: of x0hat taken
-    as the answer at each step; films: x0hat in pixels (S, T, H, W, 3), or None where they were not kept.
+    as the answer at each step; settled: see `trace`; last: last frame of x0hat (S, H, W, 3); films: all of x0hat in pixels
+    (S, T, H, W, 3), or None where they were not kept.
     """
 
     sample: Sample
@@ -37,6 +38,7 @@ class Trace:
     evidence: np.ndarray
     scores: list[Score] = field(repr=False)
     settled: np.ndarray = field(repr=False)
+    last: np.ndarray = field(repr=False)
     films: np.ndarray | None = field(default=None, repr=False)
 
     @property
@@ -65,7 +67,7 @@ def trace(pipe: WanImageToVideoPipeline, sample: Sample, seed: int = 0, keep_fil
     settled = np.stack([agreement(step, tiles[-1], sample.ids[0]) for step in tiles])
     scores = [sample.score(film) for film in films]
     sigmas = run.sigmas[:-1].numpy()
-    return Trace(sample, seed, sigmas, evidence, scores, settled, films if keep_films else None)
+    return Trace(sample, seed, sigmas, evidence, scores, settled, films[:, -1].copy(), films if keep_films else None)
 
 
 def alive(traces: Sequence[Trace]) -> np.ndarray:
@@ -88,11 +90,9 @@ def blurred(trace: Trace, step: int) -> np.ndarray:
     """The control "only blur": the last frame of the final estimate, blurred until it is as unsharp as that of `step`.
 
     Sharpness is the mean squared difference of neighbouring pixels; the width of the Gaussian is found by bisection, from
-    0 to 16 px. Needs a trace with films. Returns (H, W, 3).
+    0 to 16 px. Returns (H, W, 3).
     """
-    if trace.films is None:
-        raise ValueError("this trace kept no films: trace(..., keep_films=True)")
-    last, early = trace.films[-1, -1], trace.films[step, -1]
+    last, early = trace.last[-1], trace.last[step]
 
     def sharpness(picture):
         return (np.diff(picture, axis=0) ** 2).mean() + (np.diff(picture, axis=1) ** 2).mean()
