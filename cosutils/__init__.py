@@ -11,6 +11,11 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
+from ._quiet import quiet
+
+with quiet():  # its imports remark on a torchvision that nothing here needs
+    from diffusers import WanImageToVideoPipeline as _  # noqa: F401
+
 from .capture import Capture, capture, projection, raw, region, tokens
 from .ensemble import ensemble, merge_then_single
 from .inject import Edit, inject, noise_at, noise_at_frame, noise_at_step, renoise, sweep

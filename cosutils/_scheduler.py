@@ -116,7 +116,7 @@ class Hub:
         return (1 - mask) * condition + mask * x
 
     def took(self, step: int, x: Tensor, v: Tensor) -> None:
-        """Tell the taps about a finished step; x0hat = x_s - sigma_s v (linear flow, the schedule's sigma)."""
+        """Tell the taps about a finished step; x0hat = x_s - sigma_s v, sigma from the schedule."""
         x = x.float()
         self.x0 = self.seen(x - self.sigmas[step].to(x) * v.float())
         x = self.seen(x)

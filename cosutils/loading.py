@@ -19,6 +19,7 @@ import torch
 from diffusers import WanImageToVideoPipeline
 
 from . import schedule
+from ._quiet import quiet
 from ._scheduler import check_pipeline
 
 __all__ = ["load", "seeded", "settings", "use_preset"]
@@ -52,8 +53,11 @@ def load(
         _verify(folder)
         from .mini.codec import PatchCodec
 
-        codec = PatchCodec.from_pretrained(folder / "vae")
-        pipe = WanImageToVideoPipeline.from_pretrained(folder, vae=codec, dtype=dtypes, local_files_only=True)
+        with quiet():
+            codec = PatchCodec.from_pretrained(folder / "vae")
+            pipe = WanImageToVideoPipeline.from_pretrained(
+                folder, vae=codec, dtype=dtypes, local_files_only=True
+            )
         pipe.set_progress_bar_config(disable=True)  # a run takes a second
     else:
         pipe = _from_pretrained(model, dtypes)
@@ -91,7 +95,7 @@ def settings(pipe: WanImageToVideoPipeline) -> dict[str, Any]:
 
 
 def seeded(seed: int | Sequence[int]) -> torch.Generator | list[torch.Generator]:
-    """Return a CPU generator for one seed, or a list of them for a sequence of them (one per video of a batch).
+    """Return a CPU generator for one seed, or a list for a sequence of them (one per video of a batch).
 
     Raises TypeError for a seed that is not an integer and ValueError for an empty sequence.
     """

@@ -94,7 +94,7 @@ class Run:
         batch: int = 8,
         pipe: WanImageToVideoPipeline | None = None,
     ) -> Tensor:
-        """Return the pixels of x0hat at `steps` (default: all): (S, B, T, H, W, 3), float32 in [0, 1], on CPU.
+        """Return the pixels of x0hat at `steps` (default: all): (S, B, T, H, W, 3), float32 in [0, 1].
 
         `frames` keeps only these pixel frames. `batch` videos are decoded at a time by the VAE of the
         recorded pipeline, or of `pipe` where the run was loaded. Raises KeyError for a step, IndexError for a

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 
@@ -20,6 +22,13 @@ def test_functions_are_not_hidden_by_their_modules(name):
     assert callable(getattr(cos, name))
 
 
+def test_importing_is_quiet():
+    done = subprocess.run(
+        [sys.executable, "-c", "import cosutils"], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_an_unknown_name_is_explained():
     with pytest.raises(AttributeError, match="cosutils has no 'recrod': choose from PRESETS, "):
-        cos.recrod
+        getattr(cos, "recrod")

@@ -56,6 +56,11 @@ def test_the_embedded_model_runs_with_its_settings(embedded):
     np.testing.assert_array_equal(run.decode([-1])[0].numpy(), video)
 
 
+def test_loading_the_embedded_model_is_quiet(embedded, capfd):
+    load("cos-mini")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_truncated_weights_are_refused(embedded):
     weights = next(embedded.glob("transformer/*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
