@@ -45,7 +45,7 @@ def energy(states: torch.Tensor, grid: tuple[int, int, int] | None = None) -> to
         return norms
     if norms.shape[-1] != grid[0] * grid[1] * grid[2]:
         raise ValueError(f"grid {tuple(grid)} does not hold {norms.shape[-1]} tokens")
-    return norms.unflatten(-1, tuple(grid))
+    return norms.view(*norms.shape[:-1], *grid)
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -141,7 +141,8 @@ def bootstrap_interval(
         result = stats.bootstrap(
             (data,), statistic, confidence_level=level, n_resamples=resamples, method=method, rng=seed
         )
-        return float(result.confidence_interval.low), float(result.confidence_interval.high)
+        low, high = sorted(map(float, result.confidence_interval))  # rounding can swap ends that are equal
+        return low, high
 
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # answered by the percentile interval

@@ -1,0 +1,25 @@
+"""What the README states is what is stored."""
+
+import json
+import re
+from pathlib import Path
+
+from cosutils.mini.evaluate import table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_score_table_is_that_of_the_stored_scores():
+    stored = json.loads((ROOT / "data" / "results" / "cos-mini-scores.json").read_text())
+    shown = re.search(r"<!-- scores.*?-->\n(.*?)<!-- end of scores -->", (ROOT / "README.md").read_text(), re.S)[1]
+    assert table(stored["numbers"], tuple(stored["provenance"]["steps"])) in shown
+
+
+def test_every_file_the_readme_points_at_exists():
+    for path in re.findall(r"`((?:notebooks|data|cosutils|tests|benchmarks)/[\w./-]+)`", (ROOT / "README.md").read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_shipped_data_stays_small():
+    files = [p for p in (ROOT / "data").rglob("*") if p.is_file()]
+    assert max(p.stat().st_size for p in files) <= 16e6 and sum(p.stat().st_size for p in files) <= 80e6
