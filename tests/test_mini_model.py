@@ -127,7 +127,7 @@ def test_training_resumes_and_the_loss_falls(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["seen"] for row in rows] == [320, 640, 960]
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
-    assert PatchCodec.from_pretrained(tmp_path / "model" / "vae").config.z_dim == 24
+    assert PatchCodec.from_pretrained(tmp_path / "model" / "vae").config.z_dim == 16
 
 
 def test_export_writes_the_official_layout(tmp_path):

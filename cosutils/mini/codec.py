@@ -40,7 +40,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, z_dim: int = 24, latents_mean: list[float] | None = None, latents_std: list[float] | None = None,
+    def __init__(self, z_dim: int = 16, latents_mean: list[float] | None = None, latents_std: list[float] | None = None,
                  scale_factor_temporal: int = 4, scale_factor_spatial: int = 8):  # fmt: skip
         super().__init__()
         size = scale_factor_temporal * scale_factor_spatial**2 * 3
@@ -50,7 +50,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
         self.mean = torch.nn.Parameter(torch.zeros(size), requires_grad=False)
 
     @classmethod
-    def fit(cls, films: np.ndarray, z_dim: int = 24) -> PatchCodec:
+    def fit(cls, films: np.ndarray, z_dim: int = 16) -> PatchCodec:
         """Fit to films of tile numbers (n, 17, 10, 10): the leading eigenvectors of the patches' covariance."""
         patches, counts = np.unique(_patches(films), axis=0, return_counts=True)
         values = torch.from_numpy(world.TILES[patches].reshape(len(patches), -1) * 2 - 1).double()

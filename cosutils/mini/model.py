@@ -14,7 +14,7 @@ __all__ = ["SHIFT", "build_pipeline", "build_transformer", "condition", "generat
 SHIFT = 3.0  # timestep shift of training and sampling
 
 
-def build_transformer(z_dim: int = 24, layers: int = 10, width: int = 128, heads: int = 4) -> WanTransformer3DModel:
+def build_transformer(z_dim: int = 16, layers: int = 10, width: int = 128, heads: int = 4) -> WanTransformer3DModel:
     """A Wan transformer of 2.8 million parameters by default; 125 tokens for a film of 17 frames."""
     return WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=heads, attention_head_dim=width // heads, num_layers=layers,

@@ -111,9 +111,11 @@ def save(folder: Path, state: dict, pipe) -> None:
 
 
 def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: float, layers: int, seed: int,
-          device: str, cooldown: float, every: int, teacher: Path | None = None) -> None:  # fmt: skip
+          device: str, cooldown: float, every: int, init: Path | None = None,
+          teacher: Path | None = None) -> None:  # fmt: skip
     """Train until `samples` films were seen. batch: films per process; rate: peak learning rate; every: films between
-    two checkpoints; teacher: a trained pipeline folder to distil a four-step student from."""
+    two checkpoints; init: a pipeline folder whose weights to start from; teacher: a pipeline folder to distil a four-step
+    student from (give it as `init` too)."""
     if "RANK" not in os.environ:  # a single process without torchrun
         os.environ |= dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
     dist.init_process_group("gloo")
@@ -123,9 +125,10 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
     codec = fit_codec()
     model = build_transformer(codec.config.z_dim, layers).to(device).train()
     tutor = None
+    if init is not None:
+        model.load_state_dict(WanTransformer3DModel.from_pretrained(init / "transformer").state_dict())
     if teacher is not None:
         tutor = WanTransformer3DModel.from_pretrained(teacher / "transformer", torch_dtype=torch.float32).to(device).eval()
-        model.load_state_dict(tutor.state_dict())
     mean = AveragedModel(model, multi_avg_fn=average(0.9995))
     pipe = build_pipeline(codec, mean.module)
     tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
@@ -144,7 +147,7 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
     embeds: dict[str, torch.Tensor] = {}
     generator = torch.Generator(device).manual_seed(seed * 1_000_003 + seen + rank)
     backends = [SDPBackend.MATH] if device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    began, start, smooth = time.monotonic(), seen, None
+    began, seen_before, smooth = time.monotonic(), seen, None
     while seen < samples:
         for opt in opts:
             for group in opt.param_groups:
@@ -180,7 +183,7 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
             with torch.autocast(device, dtype=torch.bfloat16):
                 one, many = (validate(pipe, weights, n, 24, rank, ranks) for n in (1, 10 if tutor is None else 4))
             if rank == 0:
-                row = dict(seen=seen, loss=round(smooth, 4), per_second=round((seen - start) / (time.monotonic() - began), 1),
+                row = dict(seen=seen, loss=round(smooth, 4), per_second=round((seen - seen_before) / (time.monotonic() - began), 1),
                            one_step=one, **{"ten_steps" if tutor is None else "four_steps": many})  # fmt: skip
                 state = dict(model=model.state_dict(), mean=mean.state_dict(), seen=seen,
                              optimizers=[opt.state_dict() for opt in opts])  # fmt: skip
@@ -203,6 +206,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--cooldown", type=float, default=0.3)
+    parser.add_argument("--init", type=Path, help="begin with the weights of this pipeline folder, such as data/cos-mini")
     parser.add_argument("--teacher", type=Path, help="distil a four-step student from this pipeline folder")
     parser.add_argument("--every", type=int, default=30_000, help="films between two checkpoints")
     args = vars(parser.parse_args())
