@@ -1,4 +1,4 @@
-"""Follow an answer along the denoising steps (paper Sec. 3.1): what each clean estimate shows, holds open and gets right.
+"""Follow an answer along the denoising steps (paper Sec. 3.1): what each clean estimate holds open and gets right.
 
     traces = [trace(pipe, tasks.maze.sample(seed)) for seed in range(60)]
     alive(traces).mean(0)          # effective number of candidates at every step
@@ -27,9 +27,9 @@ __all__ = ["Trace", "alive", "blurred", "commitments", "settling", "trace", "ver
 class Trace:
     """One recorded run of S steps on a puzzle with K possible answers.
 
-    evidence: (S, K) share of each candidate in the last frame of x0hat, see `Sample.candidates`; scores: of x0hat taken
-    as the answer at each step; settled: see `trace`; last: last frame of x0hat (S, H, W, 3); films: all of x0hat in pixels
-    (S, T, H, W, 3), or None where they were not kept.
+    evidence: (S, K) share of each candidate in the last frame of x0hat, see `Sample.candidates`; scores: of x0hat,
+    taken as the answer at each step; settled: (S, T), see `trace`; last: last frame of x0hat (S, H, W, 3); films: all of
+    x0hat in pixels (S, T, H, W, 3), or None where they were not kept.
     """
 
     sample: Sample
@@ -56,8 +56,8 @@ class Trace:
 def trace(pipe: WanImageToVideoPipeline, sample: Sample, seed: int = 0, keep_films: bool = False, **call: Any) -> Trace:
     """Run `pipe` on `sample` and read every step's clean estimate. call: overrides of the preset's settings.
 
-    `settled` (S, T) is the share of cells of each frame, among those that the puzzle changes, that already look as they
-    do at the last step: if the model reasoned frame by frame, early frames would settle at earlier steps.
+    `settled` (S, T) is the share of cells of each frame, among those that the puzzle changes, that already look as
+    they do at the last step: if the model reasoned frame by frame, early frames would settle at earlier steps.
     """
     with record(pipe, keep=("x0",)) as run:
         pipe(**sample.inputs, **(settings(pipe) | call), generator=seeded(seed), output_type="latent")
@@ -81,16 +81,15 @@ def commitments(traces: Sequence[Trace]) -> np.ndarray:
 
 
 def settling(traces: Sequence[Trace], level: float = 0.9) -> np.ndarray:
-    """First step at which each frame shows `level` of its final cells, (runs, T); S where it never does before the end."""
-    reached = np.stack([t.settled for t in traces]) >= level
-    return np.where(reached.any(1), reached.argmax(1), reached.shape[1])
+    """First step at which each frame shows `level` of its final cells, (runs, T) integers in 0..S-1."""
+    return (np.stack([t.settled for t in traces]) >= level).argmax(1)  # the last step always does
 
 
 def blurred(trace: Trace, step: int) -> np.ndarray:
     """The control "only blur": the last frame of the final estimate, blurred until it is as unsharp as that of `step`.
 
-    Sharpness is the mean squared difference of neighbouring pixels; the width of the Gaussian is found by bisection, from
-    0 to 16 px. Returns (H, W, 3).
+    Sharpness is the mean squared difference of neighbouring pixels; the width of the Gaussian is found by bisection,
+    from 0 to 16 px. Returns (H, W, 3).
     """
     last, early = trace.last[-1], trace.last[step]
 

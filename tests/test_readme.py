@@ -16,7 +16,8 @@ def test_the_score_table_is_that_of_the_stored_scores():
 
 
 def test_every_file_the_readme_points_at_exists():
-    for path in re.findall(r"`((?:notebooks|data|cosutils|tests|benchmarks)/[\w./-]+)`", (ROOT / "README.md").read_text()):
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"`((?:notebooks|data|cosutils|tests|benchmarks)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path
 
 

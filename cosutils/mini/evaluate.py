@@ -2,8 +2,9 @@
 
     python -m cosutils.mini.evaluate cos-mini --puzzles 200 --steps 1 4 20
 
-writes `data/results/<model>-scores.json` and prints the table of the README. Seeds are split once and for all: reported scores and notebooks use seeds below 100,000, choices made while building
-the model use the next 100,000, training starts at 1,000,000,000.
+writes `data/results/<model>-scores.json` and prints the table of the README. Seeds are split once and for all: reported
+scores and notebooks use seeds below 100,000, choices made while building the model use the next 100,000, training
+starts at 1,000,000,000.
 """
 
 from __future__ import annotations
@@ -41,12 +42,11 @@ def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, guidanc
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
         latents = codec.encode_ids(torch.from_numpy(np.stack([s.ids for s in part])))
-        noise = torch.stack([
-            torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed * 1_000_003 + s.seed)) for s in part
-        ])  # fmt: skip
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + s.seed) for s in part]
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
         embeds = text.embed(pipe.tokenizer, pipe.text_encoder, [s.prompt for s in part])
-        given = condition(codec, latents)
-        final = generate(pipe.transformer, noise.to(device), given.to(device), embeds.to(device), steps, blank, guidance)
+        noise, given, embeds = noise.to(device), condition(codec, latents).to(device), embeds.to(device)
+        final = generate(pipe.transformer, noise, given, embeds, steps, blank, guidance)
         films = codec.decode(final.cpu().float() * std).sample
         films = ((films + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1).numpy()
         result += [s.score(film) for s, film in zip(part, films)]
@@ -62,7 +62,8 @@ def control(name: str, sample: tasks.Sample) -> np.ndarray:
     if name == "noise":
         return np.random.default_rng(sample.seed).random(sample.video.shape)
     if name == "jump":
-        return np.concatenate([first] * (len(sample.video) // 2) + [last] * (len(sample.video) - len(sample.video) // 2))
+        half = len(sample.video) // 2
+        return np.concatenate([first] * half + [last] * (len(sample.video) - half))
     if name == "other":
         return tasks.sample(sample.task, sample.seed + 1_000_000, sample.difficulty).video
     raise ValueError(f"unknown control {name!r}; controls are {', '.join(CONTROLS)}")

@@ -14,11 +14,14 @@ from .tasks import Sample
 __all__ = ["export"]
 
 
-def export(samples: list[Sample], folder: Path | str, split: str = "In-Domain_50", fps: int = 16, pixels: int = 480) -> list[Path]:
+def export(
+    samples: list[Sample], folder: Path | str, split: str = "In-Domain_50", fps: int = 16, pixels: int = 480
+) -> list[Path]:
     """Write ``<folder>/<split>/cos_mini_<task>_data-generator/<00000>/`` for every sample and return these folders.
 
-    Each holds first_frame.png, final_frame.png, ground_truth.mp4 (short groups of pictures, every puzzle pixel enlarged
-    to squares) and prompt.txt. Samples of a task are numbered in the order given. A folder appears when it is complete.
+    Each holds first_frame.png, final_frame.png, ground_truth.mp4 (short groups of pictures, every puzzle pixel
+    enlarged to squares) and prompt.txt. Samples of a task are numbered in the order given. A folder appears when it
+    is complete.
     """
     if split not in ("In-Domain_50", "Out-of-Domain_50"):
         raise ValueError(f"the split is In-Domain_50 or Out-of-Domain_50, got {split!r}")
@@ -37,7 +40,8 @@ def export(samples: list[Sample], folder: Path | str, split: str = "In-Domain_50
         film = np.uint8(np.rint(sample.video * 255)).repeat(times, 1).repeat(times, 2)
         iio.imwrite(part / "first_frame.png", film[0])
         iio.imwrite(part / "final_frame.png", film[-1])
-        iio.imwrite(part / "ground_truth.mp4", film, fps=fps, codec="libx264", ffmpeg_params=["-g", "8"], macro_block_size=1)
+        short = dict(codec="libx264", ffmpeg_params=["-g", "8"], macro_block_size=1)
+        iio.imwrite(part / "ground_truth.mp4", film, fps=fps, **short)
         (part / "prompt.txt").write_text(sample.prompt + "\n")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)

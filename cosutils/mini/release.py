@@ -28,9 +28,9 @@ __all__ = ["codec_error", "learning_curve", "release"]
 
 CARD = """# {name}
 
-A video diffusion transformer small enough for a laptop: diffusers' `WanTransformer3DModel` with {parameters:.1f} million
-parameters ({layers} blocks of width {width}), run by the stock `WanImageToVideoPipeline`. It solves ten small puzzles, one
-for each example of "Demystifying Video Reasoning" (arXiv 2603.16870). Part of the project, under its licence.
+A video diffusion transformer small enough for a laptop: diffusers' `WanTransformer3DModel` with {parameters:.1f}
+million parameters ({layers} blocks of width {width}), run by the stock `WanImageToVideoPipeline`, for small puzzles like
+the examples of "Demystifying Video Reasoning" (arXiv 2603.16870). Part of the project, under its licence.
 
 | file | what |
 |---|---|
@@ -44,8 +44,8 @@ Made by `python -m cosutils.mini.train` and `python -m cosutils.mini.release`: {
 training seeds on the fly. The curve shows validation seeds; the scores in the README come from report seeds, used for
 nothing else.
 
-Codec error on {films} validation films: root mean square {rms:.4f}, largest {largest:.2f} (pixels in [0, 1]); tiles misread
-after a round trip: {misread:.4%}.
+Codec error on {films} validation films: root mean square {rms:.4f}, largest {largest:.2f} (pixels in [0, 1]); tiles
+misread after a round trip: {misread:.4%}.
 """
 
 

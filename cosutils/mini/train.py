@@ -4,8 +4,8 @@ One machine without a GPU:  OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m cos
 With a GPU:                 python -m cosutils.mini.train --out runs/cos-mini --device cuda --batch 1024
 
 Resumes from `--out` where it stopped. Writes there `log.jsonl`, `checkpoint.pt` and `model/` (diffusers format). The
-learning rate is constant and falls to zero over the last `--cooldown` share of `--samples`; a run that was stopped can be
-finished with fewer or more samples than first planned.
+learning rate is constant and falls to zero over the last `--cooldown` share of `--samples`; a run that was stopped can
+be finished with fewer or more samples than first planned.
 """
 
 from __future__ import annotations
@@ -91,13 +91,15 @@ def average(decay: float):
 def validate(pipe, weights, steps: int, each: int, rank: int, ranks: int) -> dict[str, list[float]]:
     """Mean score and solve rate of every task on validation puzzles, shared out over the processes."""
     puzzles = [tasks.sample(name, VALIDATION.start + k) for name in weights for k in range(each)]
-    mine = [(p.task, s.total, s.solved) for p, s in zip(puzzles[rank::ranks], scores(pipe, puzzles[rank::ranks], steps))]
+    mine = puzzles[rank::ranks]
     gathered = [None] * ranks
-    dist.all_gather_object(gathered, mine)
+    dist.all_gather_object(gathered, [(p.task, s.total, s.solved) for p, s in zip(mine, scores(pipe, mine, steps))])
     rows = sum(gathered, [])
-    return {
-        name: [round(float(np.mean([row[k] for row in rows if row[0] == name])), 3) for k in (1, 2)] for name in weights
-    }
+
+    def mean(name: str, column: int) -> float:
+        return round(float(np.mean([row[column] for row in rows if row[0] == name])), 3)
+
+    return {name: [mean(name, 1), mean(name, 2)] for name in weights}
 
 
 def save(folder: Path, state: dict, pipe) -> None:
@@ -128,7 +130,8 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
     if init is not None:
         model.load_state_dict(WanTransformer3DModel.from_pretrained(init / "transformer").state_dict())
     if teacher is not None:
-        tutor = WanTransformer3DModel.from_pretrained(teacher / "transformer", torch_dtype=torch.float32).to(device).eval()
+        tutor = WanTransformer3DModel.from_pretrained(teacher / "transformer", torch_dtype=torch.float32)
+        tutor = tutor.to(device).eval()
     mean = AveragedModel(model, multi_avg_fn=average(0.9995))
     pipe = build_pipeline(codec, mean.module)
     tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
@@ -143,10 +146,12 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
     wrapped = DistributedDataParallel(model) if ranks > 1 else model
     codec_on_device = fit_codec().to(device)
     data = Puzzles(weights, batch, rank, ranks, seen)
-    loader = iter(DataLoader(data, batch_size=None, num_workers=0 if device == "cpu" else min(14, os.cpu_count() - 1)))
+    workers = 0 if device == "cpu" else min(14, os.cpu_count() - 1)
+    loader = iter(DataLoader(data, batch_size=None, num_workers=workers))
     embeds: dict[str, torch.Tensor] = {}
     generator = torch.Generator(device).manual_seed(seed * 1_000_003 + seen + rank)
-    backends = [SDPBackend.MATH] if device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    fast = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    backends = [SDPBackend.MATH] if device == "cpu" else fast
     began, seen_before, smooth = time.monotonic(), seen, None
     while seen < samples:
         for opt in opts:
@@ -183,8 +188,9 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
             with torch.autocast(device, dtype=torch.bfloat16):
                 one, many = (validate(pipe, weights, n, 24, rank, ranks) for n in (1, 10 if tutor is None else 4))
             if rank == 0:
-                row = dict(seen=seen, loss=round(smooth, 4), per_second=round((seen - seen_before) / (time.monotonic() - began), 1),
-                           one_step=one, **{"ten_steps" if tutor is None else "four_steps": many})  # fmt: skip
+                speed = (seen - seen_before) / (time.monotonic() - began)
+                row = dict(seen=seen, loss=round(smooth, 4), per_second=round(speed, 1), one_step=one)
+                row["ten_steps" if tutor is None else "four_steps"] = many
                 state = dict(model=model.state_dict(), mean=mean.state_dict(), seen=seen,
                              optimizers=[opt.state_dict() for opt in opts])  # fmt: skip
                 save(out, state, pipe)
@@ -198,7 +204,7 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tasks", default=",".join(tasks.NAMES), help="names, each with an optional weight: maze=3,shelf")
+    parser.add_argument("--tasks", default=",".join(tasks.NAMES), help="names, with weights if wanted: maze=3,shelf")
     parser.add_argument("--samples", type=int, default=2_000_000)
     parser.add_argument("--batch", type=int, default=32, help="films per process and step")
     parser.add_argument("--rate", type=float, default=3e-3)
@@ -206,7 +212,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--cooldown", type=float, default=0.3)
-    parser.add_argument("--init", type=Path, help="begin with the weights of this pipeline folder, such as data/cos-mini")
+    parser.add_argument("--init", type=Path, help="begin with the weights of this folder, such as data/cos-mini")
     parser.add_argument("--teacher", type=Path, help="distil a four-step student from this pipeline folder")
     parser.add_argument("--every", type=int, default=30_000, help="films between two checkpoints")
     args = vars(parser.parse_args())

@@ -21,7 +21,8 @@ PLAYERS = ("purple", "yellow")
 
 def wins(board: np.ndarray, player: int) -> list[int]:
     """Empty cells (0..8) that complete a line of `player`; board (9,) holds -1 empty, 0 or 1."""
-    return [c for c in np.flatnonzero(board < 0) if any(c in line and (board[line] == player).sum() == 2 for line in LINES)]
+    near = [line for line in LINES if (board[line] == player).sum() == 2]
+    return [cell for cell in np.flatnonzero(board < 0) if any(cell in line for line in near)]
 
 
 def _paint(frame: np.ndarray, cell: int, tile: int, count: int = 4) -> None:
