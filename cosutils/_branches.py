@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._scheduler import Hub, Tap, check_pipeline, current_step, experts, tapped
+from ._scheduler import Hub, Tap, check_pipeline, experts, tapped
 
 __all__ = ["BRANCHES", "Grid", "Place", "check_branches", "check_layers", "check_steps", "watch"]
 
@@ -111,7 +111,10 @@ def check_branches(branch: str) -> tuple[str, ...]:
 
 
 class _Watch(Tap):
-    """Checks steps and branch against each call as it starts, and passes on the end of every step."""
+    """Checks steps and branch against each call as it starts, follows the step, and passes on its end.
+
+    at: the absolute step the model is working on. reached: the steps at which a chosen block was.
+    """
 
     hooks = True
 
@@ -123,9 +126,11 @@ class _Watch(Tap):
         step_end: Callable[[], None] | None,
     ) -> None:
         self.steps, self.branches, self.begin, self.step_end = steps, branches, begin, step_end
+        self.at = 0
         self.reached: set[int] = set()
 
     def start(self, hub: Hub) -> None:
+        self.at = hub.first
         late = max(self.steps) if self.steps is not None else 0
         if late >= hub.steps:
             raise ValueError(f"no step {late}: this run has {hub.steps} steps (0..{hub.steps - 1})")
@@ -135,6 +140,7 @@ class _Watch(Tap):
             self.begin(hub)
 
     def step(self, hub: Hub, step: int, x: Tensor, v: Tensor, x0: Tensor) -> None:
+        self.at = step + 1
         if self.step_end is not None:
             self.step_end()
 
@@ -154,7 +160,7 @@ def watch(
     """Call `visit(place, block_input, block_output)` at the chosen blocks, steps and branches of every call inside.
 
     layers, steps, branches come from `check_layers`, `check_steps`, `check_branches`; block input and output are
-    tokens (B, N, D). With `edits`, what `visit` returns replaces the output; edits come before observations whatever
+    tokens (B, N, D). With `edits`, what `visit` returns replaces the output (without, it returns None); edits come before observations whatever
     the order of the contexts, and of two edits on one block the inner context acts first. Steps are absolute, also in
     a resumed run. `begin(hub)` may check a call's arguments, `step_end()` follows every step. ValueError when a call has not so many steps or no such branch, and at the end if a chosen step
     (or, without a choice, any block) was never reached.
@@ -172,14 +178,11 @@ def watch(
     def block_hook(name: str, context: _Context, layer: int) -> Callable:
         @torch.compiler.disable
         def hook(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
-            if context.branch not in branches:
-                return None
-            step = current_step(pipe)
-            if steps is not None and step not in steps:
+            branch, step = context.branch, tap.at
+            if branch not in branches or (steps is not None and step not in steps):
                 return None
             tap.reached.add(step)
-            edited = visit(Place(name, context.branch, step, layer, grids[name]), arguments[0], output)
-            return edited if edits else None
+            return visit(Place(name, branch, step, layer, grids[name]), arguments[0], output)
 
         return hook
 

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ._branches import BRANCHES, Grid, Place, check_layers, check_steps, watch
+from ._scheduler import Hub
 from .metrics import energy
 
 __all__ = ["Capture", "Key", "capture", "projection", "raw", "region", "tokens"]
 
 Key = tuple[str, int, int]
 Reduction = Callable[[Tensor, Grid], Tensor]
+GROUP = 2**25  # bytes of block states that may wait: reducing several in a row is faster than one at a time
 
 
 def raw(states: Tensor, grid: Grid) -> Tensor:
@@ -87,8 +89,8 @@ def projection(dim: int, seed: int = 0) -> Reduction:
 class Capture(Mapping[Key, Tensor]):
     """Captured states on the host, read as a mapping from (expert, step, layer).
 
-    Attributes: branch, grid (f, h, w) of the tokens, `inputs` (the same keys; block inputs, if they were asked for).
-    Complete steps are readable while the run goes on.
+    Attributes: branch, reduce, grid (f, h, w) of the tokens, `inputs` (the same keys; block inputs, if they were
+    asked for). Complete steps are readable while the run goes on.
     """
 
     def __init__(self, branch: str, reduce: Reduction) -> None:
@@ -97,43 +99,55 @@ class Capture(Mapping[Key, Tensor]):
         self.grid: Grid | None = None
         self.inputs: dict[Key, Tensor] = {}
         self._outputs: dict[Key, Tensor] = {}
-        self._pending: dict[tuple[str, Key], Tensor] = {}
+        self._whole: list[tuple[dict[Key, Tensor], Place, Tensor]] = []  # block states not yet reduced
+        self._reduced: list[tuple[dict[Key, Tensor], Key, Tensor]] = []  # waiting for the end of the step
+        self._bytes = 0
 
-    def _add(self, place: Place, kind: str, state: Tensor) -> None:
-        key = (place.expert, place.step, place.layer)
-        store = self.inputs if kind == "input" else self._outputs
-        if key in store or (kind, key) in self._pending:
-            raise ValueError(f"{key} was captured before; open a new capture for every run")
-        self.grid = place.grid
-        if self.reduce is raw:
-            store[key] = state.detach().to("cpu", non_blocking=True)
-        else:
-            self._pending[kind, key] = self.reduce(state.detach(), place.grid)
+    def _begin(self, hub: Hub) -> None:
+        """Forget what a call that failed within a step left behind."""
+        self._whole, self._reduced, self._bytes = [], [], 0
+
+    def _add(self, store: dict[Key, Tensor], place: Place, state: Tensor) -> None:
+        self._whole.append((store, place, state))
+        self._bytes += state.nbytes
+        if self._bytes >= GROUP:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        whole, self._whole, self._bytes = self._whole, [], 0
+        for store, (expert, _, step, layer, grid), state in whole:
+            key, self.grid = (expert, step, layer), grid
+            if key in store:
+                raise ValueError(f"{key} was captured before; open a new capture for every run")
+            state = self.reduce(state, grid)
+            self._reduced.append((store, key, state.to("cpu", non_blocking=True) if self.reduce is raw else state))
 
     def _flush(self) -> None:
-        """Bring the maps of the step that just ended to the host in one copy."""
-        if self._pending:
-            stacked = torch.stack(list(self._pending.values())).to("cpu", non_blocking=True)
-            for (kind, key), state in zip(self._pending, stacked, strict=True):
-                (self.inputs if kind == "input" else self._outputs)[key] = state
-            self._pending.clear()
+        """Reduce what is left of the step that just ended and bring it to the host in one copy."""
+        self._reduce()
+        states = [state for _, _, state in self._reduced]
+        if any(state.device.type != "cpu" for state in states):
+            states = torch.stack(states).to("cpu", non_blocking=True).unbind()
+        for (store, key, _), state in zip(self._reduced, states, strict=True):
+            store[key] = state
+        self._reduced = []
 
-    def _finish(self) -> None:
-        self._flush()
+    def _settle(self) -> None:
+        """Wait for copies under way."""
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
 
     def __getitem__(self, key: Key) -> Tensor:
-        self._finish()
+        self._settle()
         if key not in self._outputs:
             raise KeyError(f"{key} was not captured; steps {self.steps}, layers {self.layers}")
         return self._outputs[key]
 
     def __iter__(self) -> Iterator[Key]:
-        return iter([*self._outputs, *(key for kind, key in self._pending if kind == "output")])
+        return iter(self._outputs)
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self._outputs)
 
     @property
     def steps(self) -> list[int]:
@@ -177,14 +191,11 @@ def capture(
     states = Capture(branch, reduce)
 
     def visit(place: Place, block_input: Tensor, block_output: Tensor) -> None:
-        states._add(place, "output", block_output)
+        states._add(states._outputs, place, block_output)
         if inputs:
-            states._add(place, "input", block_input)
+            states._add(states.inputs, place, block_input)
 
-    try:
-        with watch(
-            pipe, check_layers(pipe, layers), check_steps(steps), (branch,), visit, step_end=states._flush
-        ):
-            yield states
-    finally:
-        states._finish()
+    layers, steps = check_layers(pipe, layers), check_steps(steps)
+    with watch(pipe, layers, steps, (branch,), visit, begin=states._begin, step_end=states._flush):
+        yield states
+    states._settle()
