@@ -1,36 +1,27 @@
 """Private: tells block hooks which expert, CFG branch, absolute step and layer of a Wan pipeline is running.
 
 The expert is the transformer a hook sits on, the branch is the name the pipeline gives to
-`transformer.cache_context` ("cond" or "uncond"), the step is the scheduler's, and the token grid (f, h, w) is the
-shape of `patch_embedding`'s output. Hook functions are kept out of `torch.compile`, so that regionally compiled
-blocks (`compile_repeated_blocks`) call them without recompiling.
+`transformer.cache_context` ("cond" or "uncond"), the step is the scheduler's, the token grid (f, h, w) is the
+shape of `patch_embedding`'s output. Hooks are kept out of `torch.compile`, so that regionally compiled blocks
+(`compile_repeated_blocks`) call them without recompiling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._scheduler import Hub, Tap, check_pipeline, experts, tapped
 
-__all__ = ["BRANCHES", "Grid", "Place", "check_branches", "check_layers", "check_steps", "watch"]
+__all__ = ["BRANCHES", "Grid", "Seen", "check_branches", "check_layers", "check_steps", "watch"]
 
 BRANCHES = ("cond", "uncond")
-Grid = tuple[int, int, int]
-
-
-class Place(NamedTuple):
-    """Coordinates of one block call: expert and branch names, step i (0 = noisiest), layer, token grid (f, h, w)."""
-
-    expert: str
-    branch: str
-    step: int
-    layer: int
-    grid: Grid
+Grid = tuple[int, int, int]  # tokens along f, h, w
+Seen = tuple[str, int, int, Grid, Tensor, Tensor]  # expert, step, layer, grid, block input and output (B, N, D)
 
 
 class _Context:
@@ -87,12 +78,13 @@ def check_layers(pipe: Any, layers: Iterable[int] | int | None) -> tuple[int, ..
         count = len(model.blocks)
         for layer in chosen:
             if not 0 <= layer < count:
-                raise ValueError(f"no block {layer}: {type(model).__name__} has {count} blocks (0..{count - 1})")
+                owner = type(model).__name__
+                raise ValueError(f"no block {layer}: {owner} has {count} blocks (0..{count - 1})")
     return chosen
 
 
 def check_steps(steps: Iterable[int] | int | None) -> frozenset[int] | None:
-    """Chosen steps as a set; None is all. ValueError for negative ones (the upper end is known when a run starts)."""
+    """Chosen steps as a set; None is all. ValueError for negative ones (a run tells the upper end when it starts)."""
     if steps is None:
         return None
     chosen = _integers(steps, "step")
@@ -110,6 +102,16 @@ def check_branches(branch: str) -> tuple[str, ...]:
     return (branch,)
 
 
+def _compiled(models: dict[str, nn.Module]) -> bool:
+    """Whether any block of these transformers is compiled."""
+    blocks = [block for model in models.values() for block in model.blocks]
+    return any(hasattr(block, "_orig_mod") or block._compiled_call_impl is not None for block in blocks)
+
+
+def _unguarded(hook: Callable) -> Callable:
+    return hook
+
+
 class _Watch(Tap):
     """Checks steps and branch against each call as it starts, follows the step, and passes on its end.
 
@@ -122,15 +124,19 @@ class _Watch(Tap):
         self,
         steps: frozenset[int] | None,
         branches: tuple[str, ...],
+        compiled: bool,
         begin: Callable[[Hub], None] | None,
         step_end: Callable[[], None] | None,
     ) -> None:
-        self.steps, self.branches, self.begin, self.step_end = steps, branches, begin, step_end
+        self.steps, self.branches, self.compiled = steps, branches, compiled
+        self.begin, self.step_end = begin, step_end
         self.at = 0
         self.reached: set[int] = set()
 
     def start(self, hub: Hub) -> None:
         self.at = hub.first
+        if _compiled(experts(hub.pipe)) and not self.compiled:
+            raise ValueError("the blocks were compiled while a context is open: compile them before opening it")
         late = max(self.steps) if self.steps is not None else 0
         if late >= hub.steps:
             raise ValueError(f"no step {late}: this run has {hub.steps} steps (0..{hub.steps - 1})")
@@ -151,51 +157,55 @@ def watch(
     layers: tuple[int, ...],
     steps: frozenset[int] | None,
     branches: tuple[str, ...],
-    visit: Callable[[Place, Tensor, Tensor], Tensor | None],
+    visit: Callable[[Seen], Tensor | None],
     *,
     edits: bool = False,
     begin: Callable[[Hub], None] | None = None,
     step_end: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """Call `visit(place, block_input, block_output)` at the chosen blocks, steps and branches of every call inside.
+    """Call `visit` at the chosen blocks, steps and branches of every call inside.
 
-    layers, steps, branches come from `check_layers`, `check_steps`, `check_branches`; block input and output are
-    tokens (B, N, D). With `edits`, what `visit` returns replaces the output (without, it returns None); edits come before observations whatever
-    the order of the contexts, and of two edits on one block the inner context acts first. Steps are absolute, also in
-    a resumed run. `begin(hub)` may check a call's arguments, `step_end()` follows every step. ValueError when a call has not so many steps or no such branch, and at the end if a chosen step
-    (or, without a choice, any block) was never reached.
+    layers, steps, branches come from `check_layers`, `check_steps`, `check_branches`. With `edits`, the tokens that
+    `visit` returns replace the block's output (without, it must return None). Edits come before observations
+    whatever the order of the contexts; of two edits on one block the inner context acts first. Steps are absolute,
+    also in a resumed run. `begin(hub)` may check a call's arguments, `step_end()` follows every step.
+    ValueError when a call has not so many steps or no such branch, when blocks are compiled while the context is
+    open, and at the end if a chosen step (or, without a choice, any block) was never reached.
     """
-    tap = _Watch(steps, branches, begin, step_end)
+    models = experts(pipe)
+    compiled = _compiled(models)
+    # compiled blocks must not trace into hooks; the guard costs a fifth of a small model's hook, so only where needed
+    guard = torch.compiler.disable if compiled else _unguarded
+    tap = _Watch(steps, branches, compiled, begin, step_end)
     grids: dict[str, Grid] = {}
 
     def shape_hook(name: str) -> Callable:
-        @torch.compiler.disable
         def hook(module: nn.Module, arguments: tuple, output: Tensor) -> None:
             grids[name] = tuple(output.shape[2:])
 
-        return hook
+        return guard(hook)
 
     def block_hook(name: str, context: _Context, layer: int) -> Callable:
-        @torch.compiler.disable
         def hook(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
             branch, step = context.branch, tap.at
             if branch not in branches or (steps is not None and step not in steps):
                 return None
             tap.reached.add(step)
-            return visit(Place(name, branch, step, layer, grids[name]), arguments[0], output)
+            return visit((name, step, layer, grids[name], arguments[0], output))
 
-        return hook
+        return guard(hook)
 
     with ExitStack() as stack:
         stack.enter_context(tapped(pipe, tap))
-        for name, model in experts(pipe).items():
+        for name, model in models.items():
             context = stack.enter_context(_branch_of(model))
             stack.callback(model.patch_embedding.register_forward_hook(shape_hook(name)).remove)
             for layer in layers:
-                hook = model.blocks[layer].register_forward_hook(block_hook(name, context, layer), prepend=edits)
-                stack.callback(hook.remove)
+                hook = block_hook(name, context, layer)
+                stack.callback(model.blocks[layer].register_forward_hook(hook, prepend=edits).remove)
         yield
     missed = sorted((steps or frozenset()) - tap.reached)
-    if missed or not tap.reached:
-        what = f"steps {missed}" if missed else "no block"
-        raise ValueError(f"{what} {'were never' if missed else 'was'} reached by a call inside the context")
+    if missed:
+        raise ValueError(f"steps {missed} were never reached by a call inside the context")
+    if not tap.reached:
+        raise ValueError("no block was reached by a call inside the context")

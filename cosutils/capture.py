@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._branches import BRANCHES, Grid, Place, check_layers, check_steps, watch
+from ._branches import BRANCHES, Grid, Seen, check_layers, check_steps, watch
 from ._scheduler import Hub
 from .metrics import energy
 
@@ -17,7 +17,7 @@ __all__ = ["Capture", "Key", "capture", "projection", "raw", "region", "tokens"]
 
 Key = tuple[str, int, int]
 Reduction = Callable[[Tensor, Grid], Tensor]
-GROUP = 2**25  # bytes of block states that may wait: reducing several in a row is faster than one at a time
+LARGE = 2**20  # states of more numbers are reduced block by block, smaller ones (faster) at the end of the step
 
 
 def raw(states: Tensor, grid: Grid) -> Tensor:
@@ -93,34 +93,30 @@ class Capture(Mapping[Key, Tensor]):
     asked for). Complete steps are readable while the run goes on.
     """
 
-    def __init__(self, branch: str, reduce: Reduction) -> None:
+    def __init__(self, branch: str, reduce: Reduction, inputs: bool) -> None:
         self.branch = branch
         self.reduce = reduce
+        self._stores = 1 + inputs
         self.grid: Grid | None = None
         self.inputs: dict[Key, Tensor] = {}
         self._outputs: dict[Key, Tensor] = {}
-        self._whole: list[tuple[dict[Key, Tensor], Place, Tensor]] = []  # block states not yet reduced
+        self._whole: list[Seen] = []  # not yet reduced
         self._reduced: list[tuple[dict[Key, Tensor], Key, Tensor]] = []  # waiting for the end of the step
-        self._bytes = 0
 
     def _begin(self, hub: Hub) -> None:
         """Forget what a call that failed within a step left behind."""
-        self._whole, self._reduced, self._bytes = [], [], 0
-
-    def _add(self, store: dict[Key, Tensor], place: Place, state: Tensor) -> None:
-        self._whole.append((store, place, state))
-        self._bytes += state.nbytes
-        if self._bytes >= GROUP:
-            self._reduce()
+        self._whole, self._reduced = [], []
 
     def _reduce(self) -> None:
-        whole, self._whole, self._bytes = self._whole, [], 0
-        for store, (expert, _, step, layer, grid), state in whole:
-            key, self.grid = (expert, step, layer), grid
-            if key in store:
+        whole, self._whole = self._whole, []
+        for expert, step, layer, self.grid, block_input, block_output in whole:
+            key = (expert, step, layer)
+            if key in self._outputs:
                 raise ValueError(f"{key} was captured before; open a new capture for every run")
-            state = self.reduce(state, grid)
-            self._reduced.append((store, key, state.to("cpu", non_blocking=True) if self.reduce is raw else state))
+            states = ((self._outputs, block_output), (self.inputs, block_input))
+            for store, state in states[: self._stores]:
+                small = self.reduce(state, self.grid)
+                self._reduced.append((store, key, small.to("cpu", non_blocking=True) if self.reduce is raw else small))
 
     def _flush(self) -> None:
         """Reduce what is left of the step that just ended and bring it to the host in one copy."""
@@ -188,12 +184,12 @@ def capture(
         raise ValueError(f"no branch {branch!r}: allowed are 'cond' and 'uncond'")
     if not callable(reduce):
         raise TypeError(f"reduce must be a function of (states, grid) such as energy or raw, got {reduce!r}")
-    states = Capture(branch, reduce)
+    states = Capture(branch, reduce, inputs)
 
-    def visit(place: Place, block_input: Tensor, block_output: Tensor) -> None:
-        states._add(states._outputs, place, block_output)
-        if inputs:
-            states._add(states.inputs, place, block_input)
+    def visit(seen: Seen) -> None:
+        states._whole.append(seen)
+        if seen[-1].numel() > LARGE:
+            states._reduce()
 
     layers, steps = check_layers(pipe, layers), check_steps(steps)
     with watch(pipe, layers, steps, (branch,), visit, begin=states._begin, step_end=states._flush):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._branches import Place, check_branches, check_layers, check_steps, watch
+from ._branches import Seen, check_branches, check_layers, check_steps, watch
 from ._scheduler import Hub, Tap, tapped
 from .record import Run, Series, record, resume
 
@@ -107,8 +107,8 @@ def ensemble(
             raise ValueError("give the seeds as prompt=[p] * K with a list of generators, not num_videos_per_prompt")
         group = _check_groups(hub.arguments, size)
 
-    def visit(place: Place, block_input: Tensor, block_output: Tensor) -> Tensor | None:
-        return None if group == 1 else merge(block_output, group, mode)
+    def visit(seen: Seen) -> Tensor | None:
+        return None if group == 1 else merge(seen[-1], group, mode)
 
     with watch(pipe, layers, steps, branches, visit, edits=True, begin=begin):
         yield

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._branches import BRANCHES, Grid, Place, check_branches, check_layers, check_steps, watch
+from ._branches import BRANCHES, Grid, Seen, check_branches, check_layers, check_steps, watch
 from .capture import Capture, raw
 
 __all__ = ["swap"]
@@ -44,9 +44,10 @@ def _check_rows(donor: Mapping[int, int]) -> None:
 
 
 def _theirs(
-    donor: Capture | Mapping[int, int], place: Place, own_in: Tensor, own_out: Tensor
+    donor: Capture | Mapping[int, int], seen: Seen
 ) -> tuple[list[int], Tensor | None, Tensor]:
     """Recipient rows R, and the donor's block input (R, N, D), if kept, and output (R, N, D) for them."""
+    expert, step, layer, grid, own_in, own_out = seen
     batch = len(own_out)
     if not isinstance(donor, Capture):
         last = max(*donor.keys(), *donor.values())
@@ -54,28 +55,28 @@ def _theirs(
             raise ValueError(f"no row {last}: the batch has {batch} rows (0..{batch - 1})")
         sources = list(donor.values())
         return list(donor.keys()), own_in[sources], own_out[sources]
-    key = (place.expert, place.step, place.layer)
+    key = (expert, step, layer)
     if key not in donor:
         raise ValueError(f"the donor holds no {key}; it ran another expert at this step")
     block_in, block_out = donor.inputs.get(key), donor[key]
-    if donor.grid != place.grid or block_out.shape[2] != own_out.shape[2] or len(block_out) not in (1, batch):
+    if donor.grid != grid or block_out.shape[2] != own_out.shape[2] or len(block_out) not in (1, batch):
         raise ValueError(
             f"the donor's states {tuple(block_out.shape)} on grid {donor.grid} do not fit the recipient's "
-            f"{tuple(own_out.shape)} on grid {place.grid}"
+            f"{tuple(own_out.shape)} on grid {grid}"
         )
     block_in = None if block_in is None else block_in.to(own_in).expand_as(own_in)
     return list(range(batch)), block_in, block_out.to(own_out).expand_as(own_out)
 
 
-def _mask(tokens: Tensor | Callable[[Grid], Tensor] | None, place: Place) -> Tensor | None:
+def _mask(tokens: Tensor | Callable[[Grid], Tensor] | None, grid: Grid) -> Tensor | None:
     """The token mask as boolean (N,); ValueError if it is not boolean or does not fit the grid."""
     if tokens is None:
         return None
-    mask = torch.as_tensor(tokens(place.grid) if callable(tokens) else tokens)
-    size = place.grid[0] * place.grid[1] * place.grid[2]
-    if mask.dtype != torch.bool or mask.numel() != size or (mask.ndim == 3 and tuple(mask.shape) != place.grid):
+    mask = torch.as_tensor(tokens(grid) if callable(tokens) else tokens)
+    size = grid[0] * grid[1] * grid[2]
+    if mask.dtype != torch.bool or mask.numel() != size or (mask.ndim == 3 and tuple(mask.shape) != grid):
         raise ValueError(
-            f"tokens must be a boolean mask over the token grid {place.grid} ({size} tokens), "
+            f"tokens must be a boolean mask over the token grid {grid} ({size} tokens), "
             f"got {mask.dtype} {tuple(mask.shape)}"
         )
     return mask.flatten()
@@ -118,12 +119,13 @@ def swap(
     else:
         raise TypeError(f"donor must be a Capture or {{recipient row: donor row}}, got {type(donor).__name__}")
 
-    def visit(place: Place, own_in: Tensor, own_out: Tensor) -> Tensor:
-        rows, their_in, their_out = _theirs(donor, place, own_in, own_out)
+    def visit(seen: Seen) -> Tensor:
+        *_, grid, own_in, own_out = seen
+        rows, their_in, their_out = _theirs(donor, seen)
         fresh = their_out
         if mode == "delta":
             fresh = (their_out.float() + (own_in[rows].float() - their_in.float())).to(own_out.dtype)
-        mask = _mask(tokens, place)
+        mask = _mask(tokens, grid)
         if mask is not None:
             fresh = torch.where(mask.to(own_out.device)[None, :, None], fresh, own_out[rows])
         edited = own_out.clone()
