@@ -21,7 +21,7 @@ __all__ = ["BRANCHES", "Grid", "Seen", "check_branches", "check_layers", "check_
 
 BRANCHES = ("cond", "uncond")
 Grid = tuple[int, int, int]  # tokens along f, h, w
-Seen = tuple[str, int, int, Grid, Tensor, Tensor]  # expert, step, layer, grid, block input and output (B, N, D)
+Seen = tuple[str, int, int, Grid, Tensor, Tensor]  # expert, step, layer, grid, input and output (B, N, D)
 
 
 class _Context:
@@ -84,7 +84,7 @@ def check_layers(pipe: Any, layers: Iterable[int] | int | None) -> tuple[int, ..
 
 
 def check_steps(steps: Iterable[int] | int | None) -> frozenset[int] | None:
-    """Chosen steps as a set; None is all. ValueError for negative ones (a run tells the upper end when it starts)."""
+    """Chosen steps as a set; None is all. ValueError for negative ones (a call tells the upper end)."""
     if steps is None:
         return None
     chosen = _integers(steps, "step")
@@ -136,7 +136,7 @@ class _Watch(Tap):
     def start(self, hub: Hub) -> None:
         self.at = hub.first
         if _compiled(experts(hub.pipe)) and not self.compiled:
-            raise ValueError("the blocks were compiled while a context is open: compile them before opening it")
+            raise ValueError("blocks were compiled while a context is open: compile them before opening it")
         late = max(self.steps) if self.steps is not None else 0
         if late >= hub.steps:
             raise ValueError(f"no step {late}: this run has {hub.steps} steps (0..{hub.steps - 1})")
@@ -165,16 +165,17 @@ def watch(
 ) -> Iterator[None]:
     """Call `visit` at the chosen blocks, steps and branches of every call inside.
 
-    layers, steps, branches come from `check_layers`, `check_steps`, `check_branches`. With `edits`, the tokens that
-    `visit` returns replace the block's output (without, it must return None). Edits come before observations
-    whatever the order of the contexts; of two edits on one block the inner context acts first. Steps are absolute,
-    also in a resumed run. `begin(hub)` may check a call's arguments, `step_end()` follows every step.
-    ValueError when a call has not so many steps or no such branch, when blocks are compiled while the context is
-    open, and at the end if a chosen step (or, without a choice, any block) was never reached.
+    layers, steps, branches come from `check_layers`, `check_steps`, `check_branches`. With `edits`, the
+    tokens that `visit` returns replace the block's output (without, it must return None). Edits come before
+    observations whatever the order of the contexts; of two edits on one block the inner context acts first.
+    Steps are absolute, also in a resumed run. `begin(hub)` may check a call's arguments, `step_end()` follows
+    every step.
+    ValueError when a call has not so many steps or no such branch, when blocks are compiled while the context
+    is open, and at the end if a chosen step (or, without a choice, any block) was never reached.
     """
     models = experts(pipe)
     compiled = _compiled(models)
-    # compiled blocks must not trace into hooks; the guard costs a fifth of a small model's hook, so only where needed
+    # compiled blocks must not trace into hooks; elsewhere the guard would only cost time
     guard = torch.compiler.disable if compiled else _unguarded
     tap = _Watch(steps, branches, compiled, begin, step_end)
     grids: dict[str, Grid] = {}

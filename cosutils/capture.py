@@ -17,7 +17,7 @@ __all__ = ["Capture", "Key", "capture", "projection", "raw", "region", "tokens"]
 
 Key = tuple[str, int, int]
 Reduction = Callable[[Tensor, Grid], Tensor]
-LARGE = 2**20  # states of more numbers are reduced block by block, smaller ones (faster) at the end of the step
+LARGE = 2**20  # states of more numbers are reduced block by block, smaller ones when the step ends
 
 
 def raw(states: Tensor, grid: Grid) -> Tensor:
@@ -26,7 +26,9 @@ def raw(states: Tensor, grid: Grid) -> Tensor:
 
 
 def region(
-    frames: Iterable[int] | None = None, rows: Iterable[int] | None = None, columns: Iterable[int] | None = None
+    frames: Iterable[int] | None = None,
+    rows: Iterable[int] | None = None,
+    columns: Iterable[int] | None = None,
 ) -> Callable[[Grid], Tensor]:
     """A box of space-time: calling it with a grid (f, h, w) gives a boolean mask (N,) in f-major token order.
 
@@ -41,7 +43,8 @@ def region(
                 continue
             for index in chosen:
                 if not 0 <= index < grid[axis]:
-                    raise ValueError(f"no {name} {index}: the token grid {tuple(grid)} has 0..{grid[axis] - 1}")
+                    last = grid[axis] - 1
+                    raise ValueError(f"no {name} {index}: the token grid {tuple(grid)} has 0..{last}")
             line = torch.zeros(grid[axis], dtype=torch.bool)
             line[chosen] = True
             inside &= line.reshape([-1 if i == axis else 1 for i in range(3)])
@@ -61,16 +64,18 @@ def tokens(indices: Iterable[int] | Tensor | Callable[[Grid], Tensor]) -> Reduct
         chosen = indices(grid).nonzero()[:, 0] if fixed is None else fixed
         count = states.shape[1]
         if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= count:
-            raise ValueError(f"token indices must lie in 0..{count - 1} and not be empty, got {chosen.tolist()[:8]}")
+            given = chosen.tolist()[:8]
+            raise ValueError(f"token indices must lie in 0..{count - 1} and not be empty, got {given}")
         return states.index_select(1, chosen.to(states.device))
 
     return reduce
 
 
 def projection(dim: int, seed: int = 0) -> Reduction:
-    """Random projection of every token: states (B, N, D) to float32 (B, N, dim), D x dim Gaussian / sqrt(dim).
+    """Random projection of tokens (B, N, D) to float32 (B, N, dim) by one D x dim Gaussian / sqrt(dim).
 
-    Keeps inner products in expectation (Johnson and Lindenstrauss 1984), the same matrix at every layer and step.
+    Keeps inner products in expectation (Johnson and Lindenstrauss 1984), the same matrix at every layer and
+    step.
     """
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")
@@ -89,8 +94,8 @@ def projection(dim: int, seed: int = 0) -> Reduction:
 class Capture(Mapping[Key, Tensor]):
     """Captured states on the host, read as a mapping from (expert, step, layer).
 
-    Attributes: branch, reduce, grid (f, h, w) of the tokens, `inputs` (the same keys; block inputs, if they were
-    asked for). Complete steps are readable while the run goes on.
+    Attributes: branch, reduce, grid (f, h, w) of the tokens, `inputs` (the same keys; block inputs, if they
+    were asked for). Complete steps are readable while the run goes on.
     """
 
     def __init__(self, branch: str, reduce: Reduction, inputs: bool) -> None:
@@ -115,8 +120,9 @@ class Capture(Mapping[Key, Tensor]):
                 raise ValueError(f"{key} was captured before; open a new capture for every run")
             states = ((self._outputs, block_output), (self.inputs, block_input))
             for store, state in states[: self._stores]:
-                small = self.reduce(state, self.grid)
-                self._reduced.append((store, key, small.to("cpu", non_blocking=True) if self.reduce is raw else small))
+                kept = self.reduce(state, self.grid)
+                kept = kept.to("cpu", non_blocking=True) if self.reduce is raw else kept
+                self._reduced.append((store, key, kept))
 
     def _flush(self) -> None:
         """Reduce what is left of the step that just ended and bring it to the host in one copy."""
@@ -156,7 +162,7 @@ class Capture(Mapping[Key, Tensor]):
         return sorted({layer for _, _, layer in self})
 
     def stack(self) -> Tensor:
-        """All states as one tensor (S, L, ...), over `steps` and `layers`; the expert follows from the step."""
+        """All states as one tensor (S, L, ...) over `steps` and `layers`; a step has one expert."""
         by_place = {(step, layer): self[expert, step, layer] for expert, step, layer in self}
         return torch.stack([torch.stack([by_place[s, k] for k in self.layers]) for s in self.steps])
 
@@ -173,12 +179,13 @@ def capture(
 ) -> Iterator[Capture]:
     """Record block outputs of the one run inside the `with` block, without changing it (`torch.equal`).
 
-    layers, steps: which ones (None is all). reduce: `energy` (B, f, h, w), `tokens(...)`, `projection(...)`, `raw`
-    or any function of (states (B, N, D), grid), run on the device; one copy to the host at the end of each step.
+    layers, steps: which ones (None is all). reduce: `energy` (B, f, h, w), `tokens(...)`, `projection(...)`,
+    `raw` or any function of (states (B, N, D), grid), run on the device; one copy to the host at the end of
+    each step.
     branch: "cond" (the positive CFG pass, as in the paper) or "uncond". inputs: keep block inputs too, which
     `swap(mode="delta")` needs of a donor.
-    Raises ValueError or TypeError for an unknown layer, step or branch, a feature cache, a whole-model compile, or a
-    second run in the same context.
+    Raises ValueError or TypeError for an unknown layer, step or branch, a feature cache, a whole-model
+    compile, or a second run in the same context.
     """
     if branch not in BRANCHES:
         raise ValueError(f"no branch {branch!r}: allowed are 'cond' and 'uncond'")

@@ -1,7 +1,7 @@
-"""Training-free ensemble: several seeds in lockstep, their hidden states merged in chosen blocks at chosen steps.
+"""Training-free ensemble: seeds in lockstep, their hidden states merged in chosen blocks at chosen steps.
 
-The paper averages layers 20-29 of three seeds at the critical early steps ("Training-free ensemble"). The seeds are
-rows of one batch, so the merge is a mean over rows.
+The paper averages layers 20-29 of three seeds at the critical early steps ("Training-free ensemble"). The
+seeds are rows of one batch, so the merge is a mean over rows.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from .record import Run, Series, record, resume
 __all__ = ["ensemble", "merge", "merge_then_single"]
 
 MODES = ("token", "pooled")
-PER_ROW = ("prompt", "negative_prompt", "image", "last_image", "prompt_embeds", "negative_prompt_embeds", "generator")
+EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
+PER_ROW = ("prompt", "negative_prompt", "image", "last_image", "generator", *EMBEDS)
 
 
 def merge(states: Tensor, size: int, mode: str = "token") -> Tensor:
     """Merge block states of `size` consecutive rows: tokens (B, N, D) to (B, N, D), B a multiple of `size`.
 
     "token": every row becomes the mean over its group at each space-time position.
-    "pooled": every row is shifted so that its mean over space-time is the group's; what varies in space stays its own.
-    Computed in float32, returned in the dtype of `states`.
+    "pooled": every row is shifted so that its mean over space-time is the group's; its variation stays its
+    own. Computed in float32, returned in the dtype of `states`.
     """
     groups = states.float().unflatten(0, (-1, size))
     if mode == "token":
@@ -68,8 +69,8 @@ def _check_groups(arguments: Mapping[str, Any], size: int | None) -> int:
             for row in range(batch):
                 if not _same(values[row], values[row - row % size]):
                     raise ValueError(
-                        f"row {row} has another {name} than its group of {size} seeds: "
-                        "keep the seeds of one prompt and image next to each other and give their number as size"
+                        f"row {row} has another {name} than its group of {size} seeds: keep the seeds of one "
+                        "prompt and image next to each other and give their number as size"
                     )
     return size
 
@@ -86,11 +87,12 @@ def ensemble(
 ) -> Iterator[None]:
     """Merge the hidden states of seeds that run as one batch, at the output of chosen blocks and steps.
 
-    Call the pipeline with `prompt=[p] * K, generator=seeded([...])`. Several prompts run together as groups of `size`
-    consecutive rows, `prompt=[p1] * K + [p2] * K`; size None makes the whole batch one group.
-    mode: see `merge`. branch: "both" (default), "cond" or "uncond". Both CFG branches are merged by default: guidance
-    multiplies their difference, and if only one were merged the noise of each seed would stay in that difference.
-    An ensemble of one seed is a plain run. ValueError for unknown layers, steps, modes, or groups that do not divide.
+    Call the pipeline with `prompt=[p] * K, generator=seeded([...])`. Several prompts run together as groups
+    of `size` consecutive rows, `prompt=[p1] * K + [p2] * K`; size None makes the whole batch one group.
+    mode: see `merge`. branch: "both" (default), "cond" or "uncond". Both CFG branches are merged by default:
+    guidance multiplies their difference, and if only one were merged the noise of each seed would stay in
+    that difference. An ensemble of one seed is a plain run. ValueError for unknown layers, steps, modes, or
+    groups that do not divide.
     """
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}: allowed are {MODES}")
@@ -104,7 +106,7 @@ def ensemble(
     def begin(hub: Hub) -> None:
         nonlocal group
         if hub.arguments["num_videos_per_prompt"] != 1:
-            raise ValueError("give the seeds as prompt=[p] * K with a list of generators, not num_videos_per_prompt")
+            raise ValueError("give K seeds as prompt=[p] * K and a list of generators, not num_videos_per_prompt")
         group = _check_groups(hub.arguments, size)
 
     def visit(seen: Seen) -> Tensor | None:
@@ -122,7 +124,7 @@ class _Stop(Tap):
 
     def start(self, hub: Hub) -> None:
         if self.last + 1 >= hub.steps:
-            raise ValueError(f"step {self.last} is the last of this run: no step is left for the single trajectory")
+            raise ValueError(f"step {self.last} is the last of this run: none is left for a single trajectory")
 
     def step(self, hub: Hub, step: int, x: Tensor, v: Tensor, x0: Tensor) -> None:
         if step == self.last:
@@ -142,9 +144,10 @@ def merge_then_single(
 ) -> tuple[Any, Run]:
     """Run K seeds merged up to the last of `steps`, then go on with one seed of each group alone.
 
-    arguments: those of the pipeline call with K seeds, as for `ensemble`. keep: which seed of a group (0..K-1) goes
-    on. Beyond the merged steps the cost is that of one run. Returns the call's output and the recording of the kept
-    trajectory over all steps. ValueError where `ensemble` raises it, or if no step is left after the merged ones.
+    arguments: those of the pipeline call with K seeds, as for `ensemble`. keep: which seed of a group
+    (0..K-1) goes on. Beyond the merged steps the cost is that of one run. Returns the call's output and the
+    recording of the kept trajectory over all steps. ValueError where `ensemble` raises it, or if no step is
+    left after the merged ones.
     """
     last = max(check_steps(steps) or (0,))
     batch, group = _batch_of(arguments), _check_groups(arguments, size)

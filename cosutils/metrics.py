@@ -49,10 +49,11 @@ def energy(states: torch.Tensor, grid: tuple[int, int, int] | None = None) -> to
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Linear CKA in [0, 1], 1 = equal up to rotation and scale (Kornblith et al. 2019, arXiv 1905.00414, Eq. 3).
+    """Linear CKA in [0, 1], 1 = equal up to rotation and scale (Kornblith et al. 2019, arXiv 1905.00414).
 
-    ||Yc'Xc||_F^2 / (||Xc'Xc||_F ||Yc'Yc||_F) from D x D moments of the centred rows; no N x N matrix is formed.
-    x: (..., D1), y: (..., D2), leading axes are rows and must agree. The paper's dissimilarity (Fig. 3c) is 1 - CKA.
+    ||Yc'Xc||_F^2 / (||Xc'Xc||_F ||Yc'Yc||_F) from D x D moments of the centred rows; no N x N matrix is
+    formed. x: (..., D1), y: (..., D2), leading axes are rows and must agree. The paper's dissimilarity
+    (Fig. 3c) is 1 - CKA.
     ValueError if the rows disagree, are fewer than two, or do not vary at all.
     """
     if x.shape[:-1] != y.shape[:-1]:
@@ -87,9 +88,10 @@ def _evidence(evidence: object) -> np.ndarray:
 def effective_number(evidence: object) -> float | np.ndarray:
     """Effective number of candidates alive: exp of the Shannon entropy of the normalised evidence, in [1, K].
 
-    This is the Hill number of order 1 (Hill 1973, Ecology 54:427; Jost 2006, Oikos 113:363): m equally supported
-    candidates count m, and unlike the inverse Simpson index (order 2) rare candidates weigh by their share alone.
-    evidence: (..., K). Returns (...), a float for a single vector; 0 where there is no evidence for anything.
+    This is the Hill number of order 1 (Hill 1973, Ecology 54:427; Jost 2006, Oikos 113:363): m equally
+    supported candidates count m, and unlike the inverse Simpson index (order 2) rare candidates weigh by
+    their share alone. evidence: (..., K). Returns (...), a float for a single vector; 0 where there is no
+    evidence for anything.
     """
     weights = _evidence(evidence)
     total = weights.sum(-1, keepdims=True)
@@ -107,7 +109,7 @@ def commitment_step(evidence: object) -> int | np.ndarray:
     """
     weights = _evidence(evidence)
     if weights.ndim < 2 or weights.shape[-2] == 0:
-        raise ValueError(f"commitment_step needs evidence (..., steps, candidates), got shape {weights.shape}")
+        raise ValueError(f"commitment_step needs evidence (..., steps, candidates), got {weights.shape}")
     leader = weights.argmax(-1)
     settled = np.flip(np.logical_and.accumulate(np.flip(leader == leader[..., -1:], -1), -1), -1)
     first = settled.argmax(-1)
@@ -129,12 +131,13 @@ def bootstrap_interval(
 ) -> Interval:
     """Bootstrap interval of `statistic` over independent values (scipy.stats.bootstrap, BCa).
 
-    values: (n,), n >= 2, finite. statistic takes (sample, axis=) as numpy reductions do. Where BCa is undefined
-    (all values equal, or the statistic hardly moves) the percentile interval is given instead. Same seed, same answer.
+    values: (n,), n >= 2, finite. statistic takes (sample, axis=) as numpy reductions do. Where BCa is
+    undefined (all values equal, or the statistic hardly moves) the percentile interval is given instead. Same
+    seed, same answer.
     """
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or len(data) < 2 or not np.isfinite(data).all():
-        raise ValueError(f"bootstrap_interval needs at least 2 finite values in one axis, got shape {data.shape}")
+        raise ValueError(f"bootstrap_interval needs at least 2 finite values in one axis, got {data.shape}")
     _check_level(level)
 
     def run(method: str) -> tuple[float, float]:

@@ -22,16 +22,17 @@ def _check_capture(
 ) -> frozenset[int]:
     """Steps to swap at; ValueError if the captured donor cannot serve them."""
     if donor.reduce is not raw:
-        raise ValueError("the donor must be captured with reduce=raw; reduced states cannot replace a block's output")
+        raise ValueError("the donor must be captured with reduce=raw; a block's output has all its channels")
     if donor.branch != branch:
-        raise ValueError(f"the donor holds branch {donor.branch!r}, the swap is on {branch!r}; they must agree")
+        raise ValueError(f"the donor holds branch {donor.branch!r}, not the swap's branch {branch!r}")
     if mode == "delta" and not donor.inputs:
         raise ValueError("mode='delta' needs the donor's block inputs: capture with reduce=raw, inputs=True")
     held = frozenset(step for _, step, k in donor if k == layer)
     if not held:
         raise ValueError(f"the donor holds no layer {layer}; it has layers {donor.layers}")
     if steps is not None and not steps <= held:
-        raise ValueError(f"the donor holds no step {min(steps - held)} of layer {layer}; it has {sorted(held)}")
+        missing = min(steps - held)
+        raise ValueError(f"the donor holds no step {missing} of layer {layer}; it has {sorted(held)}")
     return held if steps is None else steps
 
 
@@ -92,12 +93,12 @@ def swap(
     steps: Iterable[int] | int | None = None,
     branch: str = "cond",
 ) -> Iterator[None]:
-    """Give the recipient the donor's tokens at the output of one block, at the chosen steps (None is all it can).
+    """Give the recipient the donor's tokens at the output of one block, at the chosen steps (None is all).
 
-    donor: a `capture(..., reduce=raw)` of another run on the same grid (batch 1 or the recipient's), or rows of the
-        same batch as {recipient row: donor row}, e.g. {1: 0} with `prompt=[donor, recipient]`.
-    mode: "state" puts the donor's output h_out in place; "delta" gives the recipient's own block input the donor's
-        residual update, h_in + (donor h_out - donor h_in).
+    donor: a `capture(..., reduce=raw)` of another run on the same grid (batch 1 or the recipient's), or rows
+        of the same batch as {recipient row: donor row}, e.g. {1: 0} with `prompt=[donor, recipient]`.
+    mode: "state" puts the donor's output h_out in place; "delta" gives the recipient's own block input the
+        donor's residual update, h_in + (donor h_out - donor h_in).
     tokens: boolean mask (N,) or (f, h, w), or a `region`; tokens outside keep their own state. None is all.
     branch: "cond", "uncond", or for rows "both".
 
@@ -117,7 +118,8 @@ def swap(
     elif isinstance(donor, Mapping):
         _check_rows(donor)
     else:
-        raise TypeError(f"donor must be a Capture or {{recipient row: donor row}}, got {type(donor).__name__}")
+        kind = type(donor).__name__
+        raise TypeError(f"donor must be a Capture or {{recipient row: donor row}}, got {kind}")
 
     def visit(seen: Seen) -> Tensor:
         *_, grid, own_in, own_out = seen

@@ -1,4 +1,4 @@
-"""Ensembles on tiny real Wan pipelines: identities, groups, the single continuation and its cost, composition."""
+"""Ensembles on tiny real Wan pipelines: identities, groups, the continuation, its cost, composition."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ def pipe():
 def rows_run(pipe, **call) -> tuple[object, int]:
     """Result of `merge_then_single` and the number of videos its forwards saw, summed over both experts."""
     seen = []
-    hooks = [
-        model.register_forward_pre_hook(lambda m, a, kw: seen.append(len(kw["hidden_states"])), with_kwargs=True)
-        for model in (pipe.transformer, pipe.transformer_2)
-    ]
+
+    def count(module, arguments, named) -> None:
+        seen.append(len(named["hidden_states"]))
+
+    models = (pipe.transformer, pipe.transformer_2)
+    hooks = [model.register_forward_pre_hook(count, with_kwargs=True) for model in models]
     try:
         return merge_then_single(pipe, **call), sum(seen)
     finally:

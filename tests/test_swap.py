@@ -144,13 +144,13 @@ def test_what_cannot_be_swapped_is_refused(pipe):
         pipe(**tiny.call(height=32, image=tiny.image(height=32)))
     assert maps.reduce is energy
     refusals = [
-        ({"layer": 9, "donor": states}, ValueError, r"no block 9: WanTransformer3DModel has 4 blocks \(0\.\.3\)"),
+        ({"layer": 9, "donor": states}, ValueError, r"no block 9: WanTransformer3DModel has 4"),
         ({"layer": [1, 2], "donor": states}, TypeError, "layer must be one integer"),
         ({"layer": 2, "donor": states, "mode": "add"}, ValueError, "unknown mode 'add': allowed are"),
         ({"layer": 2, "donor": states, "branch": "uncond"}, ValueError, "the donor holds branch 'cond'"),
         ({"layer": 2, "donor": states, "branch": "both"}, ValueError, "holds one branch"),
         ({"layer": 2, "donor": states, "steps": 7}, ValueError, "the donor holds no step 7 of layer 2"),
-        ({"layer": 2, "donor": few, "steps": [1, 2]}, ValueError, r"the donor holds no step 2 .* it has \[0, 1\]"),
+        ({"layer": 2, "donor": few, "steps": [1, 2]}, ValueError, r"no step 2 .* it has \[0, 1\]"),
         ({"layer": 3, "donor": few}, ValueError, r"the donor holds no layer 3; it has layers \[2\]"),
         ({"layer": 2, "donor": few, "mode": "delta"}, ValueError, "needs the donor's block inputs"),
         ({"layer": 2, "donor": maps}, ValueError, "captured with reduce=raw"),
@@ -158,7 +158,7 @@ def test_what_cannot_be_swapped_is_refused(pipe):
         ({"layer": 2, "donor": {}}, ValueError, "donor rows are empty"),
         ({"layer": 2, "donor": {0: -1}}, TypeError, "donor rows must be integers from 0"),
         ({"layer": 2, "donor": 0}, TypeError, "donor must be a Capture or"),
-        ({"layer": 2, "donor": states, "tokens": torch.ones(5, dtype=torch.bool)}, ValueError, "boolean mask over"),
+        ({"layer": 2, "donor": states, "tokens": torch.ones(5) > 0}, ValueError, "boolean mask over"),
         ({"layer": 2, "donor": states, "tokens": torch.ones(6)}, ValueError, "boolean mask over"),
     ]
     for arguments, error, message in refusals:
