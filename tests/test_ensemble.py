@@ -11,6 +11,7 @@ from test_capture import untouched
 
 from cosutils.capture import capture, raw
 from cosutils.ensemble import ensemble, merge, merge_then_single
+from cosutils.inject import inject, noise_at_step
 from cosutils.record import record
 from cosutils.swap import swap
 
@@ -132,12 +133,14 @@ def test_contexts_compose_in_any_order(pipe):
         with ExitStack() as stack:
             contexts = [
                 ("run", record(pipe)),
+                ("noise", inject(pipe, noise_at_step(2))),
                 ("maps", capture(pipe, 2, 0, raw)),
                 ("ensemble", ensemble(pipe, layers=1, steps=0)),
                 ("swap", swap(pipe, 2, donor, steps=0)),
             ][::turn]
             opened = {name: stack.enter_context(context) for name, context in contexts}
             pipe(**tiny.call([P] * 2, seed=[0, 1]))
+        assert list(opened["run"].edits) == [2]
         results.append((opened["run"].latents, opened["maps"]["transformer", 0, 2]))
         untouched(pipe)
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
