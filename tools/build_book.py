@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,17 @@ def run_all(
         return [job.result() for job in jobs]
 
 
+def drop_live_code(pages: pathlib.Path) -> None:
+    """Remove the loader of the theme's live-code feature: the book does not use it, and it names a CDN (twice)."""
+    for page in pages.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        text = re.sub(r"\s*<script>const THEBE_JS_URL.*?</script>", "", text, flags=re.S)
+        text = re.sub(r'\s*<script[^>]*src="[^"]*sphinx-thebe\.js[^"]*"></script>', "", text)
+        text = re.sub(r'\s*<script type="text/x-thebe-config">.*?</script>', "", text, flags=re.S)
+        text = re.sub(r"\s*<script>kernelName = .*?</script>", "", text, flags=re.S)
+        page.write_text(text, encoding="utf-8")
+
+
 def publish(new: pathlib.Path, final: pathlib.Path) -> None:
     """Put folder `new` in the place of `final`; readers see the old one or the new one, never a half."""
     old = final.with_name(f".{final.name}.old")
@@ -136,6 +148,7 @@ def build(root: pathlib.Path, preset: str, workers: int) -> int:
     if run.returncode:
         print(run.stdout, "the book was not built: see the warnings above", sep="\n", file=sys.stderr)
         return run.returncode
+    drop_live_code(stage / "_build" / "html")
     publish(stage / "_build" / "html", output / "html")
     if (stage / "runs").is_dir():
         publish(stage / "runs", output / "results")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -37,16 +38,22 @@ def stamp_figures(nb: NotebookNode) -> NotebookNode:
     return nb
 
 
-def _fix_ids(nb: NotebookNode) -> None:
-    """Keep every valid, unique cell id; give the others one made from the source and its place among equals."""
+def read(path: pathlib.Path) -> NotebookNode:
+    """The notebook with a fixed id on every cell, given before nbformat would draw random ones.
+
+    A valid, unique id is kept; the others get one made from the cell's source.
+    """
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw["nbformat_minor"] = 5
     taken: set[str] = set()
-    for cell in nb.cells:
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", cell.get("id", "")) or cell.id in taken:
+    for cell in raw["cells"]:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", cell.get("id", "")) or cell["id"] in taken:
             count = 0
-            while (new := hashlib.sha256(f"{count}{cell.source}".encode()).hexdigest()[:8]) in taken:
+            while (new := hashlib.sha256(f"{count}{''.join(cell['source'])}".encode()).hexdigest()[:8]) in taken:
                 count += 1
             cell["id"] = new
-        taken.add(cell.id)
+        taken.add(cell["id"])
+    return nbformat.reads(json.dumps(raw), as_version=4)
 
 
 def _merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
@@ -62,9 +69,7 @@ def _merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 def clean(nb: NotebookNode) -> NotebookNode:
     """`nb` without anything that changes from run to run or from front end to front end."""
-    nb["nbformat"], nb["nbformat_minor"] = 4, 5
     nb["metadata"] = NotebookNode(kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python"))
-    _fix_ids(nb)
     for cell in nb.cells:
         tags = cell.metadata.get("tags")
         cell["metadata"] = NotebookNode({"tags": tags} if tags else {})
@@ -87,7 +92,7 @@ def write(nb: NotebookNode, path: pathlib.Path) -> None:
 def refresh(path: pathlib.Path) -> bool:
     """Execute one notebook in its own folder; True when its stored bytes changed. Raises what a cell raises."""
     before = path.read_bytes()
-    nb = nbformat.reads(before.decode("utf-8"), as_version=4)
+    nb = read(path)
     resources = {"metadata": {"path": str(path.parent)}}
     NotebookClient(nb, timeout=1800, kernel_name="python3", resources=resources, record_timing=False).execute()
     write(clean(nb), path)

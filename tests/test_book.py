@@ -1,0 +1,190 @@
+"""The refresh and build tools on a tiny notebook, and the built pages: offline, complete, quiet in a browser."""
+from __future__ import annotations
+
+import html.parser
+import importlib.util
+import pathlib
+import re
+import shutil
+import sys
+
+import nbformat
+import pytest
+from nbformat import v4
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = ROOT / "_build" / "html"
+NOT_BUILT = "the book is not built here: run `make book` first"
+needs_book = pytest.mark.skipif(not (PAGES / "index.html").is_file(), reason=NOT_BUILT)
+
+
+@pytest.fixture(scope="module")
+def tools():
+    """The two tools as modules."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import build_book
+        import refresh_notebooks
+
+        yield build_book, refresh_notebooks
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A tree with one notebook: one parameter, one figure, one way to fail."""
+    cells = [
+        v4.new_code_cell("size = 2"),
+        v4.new_code_cell("import matplotlib.pyplot as plt\nfrom cosutils import figures\nprint(1 // size)"),
+        v4.new_code_cell("fig, ax = plt.subplots()\nax.plot([0, size])\nfigures.show(fig, 'line', 'one straight line')"),
+    ]
+    cells[0].metadata["tags"] = ["parameters"]
+    cells[0].metadata["scrolled"] = True
+    nb = v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    (tmp_path / "notebooks" / "params").mkdir(parents=True)
+    (tmp_path / "notebooks" / "params" / "default.yaml").write_text("{}\n")
+    (tmp_path / "notebooks" / "one.ipynb").write_text(nbformat.writes(nb))
+    return tmp_path
+
+
+def preset(tree, text):
+    (tree / "notebooks" / "params" / "default.yaml").write_text(text)
+
+
+def test_refreshing_twice_writes_the_same_bytes_and_stamps_the_figure(tools, tree):
+    path = tree / "notebooks" / "one.ipynb"
+    nb = nbformat.read(path, 4)
+    for cell, name in zip(nb.cells, ("a", "a", "")):
+        cell["id"] = name  # one doubled, one empty: both are given fixed ones
+    path.write_text(v4.writes(nb))
+    again = path.with_name("again.ipynb")
+    shutil.copy(path, again)
+    assert tools[1].refresh(path) and tools[1].refresh(again)
+    first = path.read_bytes()
+    assert again.read_bytes() == first
+    assert not tools[1].refresh(path) and path.read_bytes() == first
+    nb = nbformat.read(path, 4)
+    assert [cell.execution_count for cell in nb.cells] == [1, 2, 3]
+    assert len({cell.id for cell in nb.cells}) == 3 and "scrolled" not in nb.cells[0].metadata
+    assert nb.cells[2].metadata.mystnb == {
+        "figure": {"name": "line", "caption": "one straight line"}, "image": {"alt": "one straight line"},
+    }
+    assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_preset_names_are_checked(tools, tree):
+    build = tools[0]
+    assert build.preset_parameters(tree, "default") == {"one": {}}
+    with pytest.raises(ValueError, match="no preset 'fast' .* there are: default"):
+        build.preset_parameters(tree, "fast")
+    preset(tree, "two: {size: 1}")
+    with pytest.raises(ValueError, match="no notebook 'two'; there are: one"):
+        build.preset_parameters(tree, "default")
+    preset(tree, "one: {sise: 1}")
+    with pytest.raises(ValueError, match="one has no parameter 'sise'; it has: size"):
+        build.preset_parameters(tree, "default")
+    preset(tree, "one: {size: {a: 1}}")
+    with pytest.raises(ValueError, match="one.size must be"):
+        build.preset_parameters(tree, "default")
+    preset(tree, "one: {size: 3}")
+    assert build.preset_parameters(tree, "default") == {"one": {"size": 3}}
+
+
+def test_a_notebook_that_raises_is_recorded_as_failed_and_nothing_is_published(tools, tree):
+    (tree / "book").mkdir()
+    for name in ("_toc.yml", "_config.yml", "pyproject.toml"):
+        shutil.copy(ROOT / name, tree)
+    (tree / "_build" / "html").mkdir(parents=True)
+    (tree / "_build" / "html" / "index.html").write_text("old")
+    preset(tree, "one: {size: 0}")
+    assert tools[0].build(tree, "default", workers=1) == 1
+    manifest = (tree / "_build" / "manifest.json").read_text()
+    assert '"status": "failed"' in manifest and "ZeroDivisionError" in manifest
+    assert (tree / "_build" / "html" / "index.html").read_text() == "old"
+
+
+def test_publishing_replaces_the_whole_folder(tools, tmp_path):
+    for name in ("new", "final"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(name)
+    tools[0].publish(tmp_path / "new", tmp_path / "final")
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["final", "final/new"]
+
+
+class Loads(html.parser.HTMLParser):
+    """Addresses that a page loads by itself (links to follow are not among them), and pictures without alt text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.mute: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "link" or "src" in given:
+            self.addresses.append(given.get("href" if tag == "link" else "src") or "")
+        if tag == "img" and not given.get("alt"):
+            self.mute.append(given.get("src") or "")
+        if tag == "video" and not ("controls" in given and given.get("aria-label")):
+            self.mute.append("video")
+
+
+def built_pages() -> list[pathlib.Path]:
+    return sorted(page for page in PAGES.rglob("*.html") if "_static" not in page.parts)
+
+
+@needs_book
+def test_built_pages_load_only_files_of_the_book_and_no_picture_is_mute():
+    for page in built_pages():
+        text = page.read_text(encoding="utf-8")
+        found = Loads()
+        found.feed(text)
+        outside = [a for a in found.addresses if re.match(r"(https?:)?//", a)]
+        assert not outside, f"{page.name} loads {outside}"
+        for address in found.addresses:
+            local = address.split("?")[0].split("#")[0]
+            if local and not local.startswith("data:"):
+                assert (page.parent / local).exists(), f"{page.name} lacks {local}"
+        assert not found.mute, f"{page.name}: no alternative text for {found.mute}"
+        assert "unpkg.com" not in text and "cdn.jsdelivr.net" not in text, page.name
+
+
+@needs_book
+def test_every_notebook_has_its_page_with_numbered_figures():
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        page = (PAGES / "notebooks" / f"{notebook.stem}.html").read_text(encoding="utf-8")
+        nb = nbformat.read(notebook, 4)
+        figures = [cell.metadata.mystnb.figure for cell in nb.cells if "mystnb" in cell.metadata]
+        assert page.count('class="caption-number"') >= len(figures) > 0
+        for figure in figures:
+            assert f'id="{figure.name}"' in page
+
+
+@needs_book
+@pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no playwright: use `make browser-test`")
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="the system has no chromium")
+def test_every_page_is_quiet_and_offline_in_a_browser():
+    from playwright.sync_api import sync_playwright
+
+    noise: list[str] = []
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)
+        for scheme, width in (("light", 1400), ("dark", 390)):
+            tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            tab.on("pageerror", lambda error: noise.append(str(error)))
+            tab.on("console", lambda m: noise.append(m.text) if m.type in ("error", "warning") else None)
+            tab.on("requestfailed", lambda r: noise.append(f"failed: {r.url[:100]}"))
+            tab.on("request", lambda r: None if re.match("file:|data:|blob:", r.url) else noise.append(r.url[:100]))
+            for page in built_pages():
+                tab.goto(page.as_uri())
+                tab.wait_for_load_state("networkidle")
+                assert tab.evaluate("document.documentElement.scrollWidth") <= width, f"{page.name} at {width} px"
+        # from a file the search lists its hits; their excerpts need a server, so its console is not asked
+        tab = browser.new_page()
+        tab.goto((PAGES / "search.html").as_uri() + "?q=maze")
+        tab.wait_for_selector("#search-results li a", timeout=10_000)
+        browser.close()
+    assert not noise
