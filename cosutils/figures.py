@@ -1,8 +1,8 @@
 """Figures of the book: shown with name, caption and alt text, and testable as text and as numbers.
 
-Three layers keep a figure honest. Its PNG is never compared. Its *signature* (axes, labels, artists, counts: no
-digit that another CPU could round differently) is the figure's `text/plain`, which nbval compares exactly. The
-*numbers* it draws (`drawn`) go through `cosutils.results` and are compared with a tolerance.
+Three layers keep a figure honest. Its PNG is never compared. Its *signature* (axes, labels, artists, counts:
+no digit that another CPU could round differently) is the figure's `text/plain`, which nbval compares exactly.
+The *numbers* it draws (`drawn`) go through `cosutils.results` and are compared with a tolerance.
 """
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def signature(fig: Figure) -> str:
 def drawn(fig: Figure) -> dict[str, dict[str, float | int | None]]:
     """Numbers that pin down the drawn data, in the form `cosutils.results.record_numbers` takes.
 
-    For each artist: mean, standard deviation, minimum, maximum and an order-weighted mean (weights cos 0, cos 1, ...),
-    which moves when two points change places.
+    For each artist: mean, standard deviation, minimum, maximum and an order-weighted mean (weights cos 0, cos
+    1, ...), which moves when two points change places.
     """
     numbers: dict[str, dict[str, float | int | None]] = {}
     for number, ax in enumerate(fig.axes):
@@ -111,9 +111,10 @@ def _checked_texts(name: str, alt: str, caption: str | None) -> dict[str, str]:
 def show(fig: Figure, name: str, alt: str, caption: str | None = None, dpi: int = 110) -> None:
     """Display `fig` once, as PNG with its signature as text, and close it.
 
-    name: target for cross-references, lower-case words joined by hyphens; alt: what is seen, for those who do not see
-    it; caption: printed below the numbered figure (MyST markdown, default: the alt text). The three travel in the
-    output's metadata; `tools/refresh_notebooks.py` and `tools/build_book.py` copy them to where the book reads them.
+    name: target for cross-references, lower-case words joined by hyphens; alt: what is seen, for those who do
+    not see it; caption: printed below the numbered figure (MyST markdown, default: the alt text). The three
+    travel in the output's metadata; `tools/refresh_notebooks.py` and `tools/build_book.py` copy them to where
+    the book reads them.
     """
     from IPython.display import display
 
@@ -141,7 +142,8 @@ def _as_bytes(frames: np.ndarray) -> np.ndarray:
 def encode_film(frames: np.ndarray, fps: float = 6.0, height: int = 320) -> bytes:
     """H.264 mp4 (yuv420p, playable everywhere) of `frames` (T, H, W, 3), float in [0, 1] or uint8.
 
-    Pixels are repeated a whole number of times, at least up to `height`, so that a 40-pixel world stays sharp.
+    Pixels are repeated a whole number of times, at least up to `height`, so that a 40-pixel world stays
+    sharp.
     """
     frames = _as_bytes(frames)
     if frames.ndim != 4 or not len(frames):
@@ -189,9 +191,10 @@ def step_frame_grid(
 ) -> Figure:
     """The paper's Fig. 1 as one picture: rows are denoising steps (noisiest on top), columns are frames.
 
-    images: (S, F, H, W, 3), float in [0, 1] or uint8; sigmas: the S noise levels in [0, 1]; frames: the F frame
-    numbers; steps: the S step numbers (default 0..S-1); phases: name -> (first row, last row), bracketed at the right;
-    cell: side of one picture in inches. Raises ValueError when the lengths do not fit the images.
+    images: (S, F, H, W, 3), float in [0, 1] or uint8; sigmas: the S noise levels in [0, 1]; frames: the F
+    frame numbers; steps: the S step numbers (default 0..S-1); phases: name -> (first row, last row),
+    bracketed at the right; cell: side of one picture in inches. Raises ValueError when the lengths do not fit
+    the images.
     """
     images = _as_bytes(images)
     if images.ndim != 5:

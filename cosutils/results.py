@@ -53,10 +53,10 @@ def record_numbers(
 ) -> pathlib.Path:
     """Write `<path>/<section>.json` (whole or not at all) and return where it lies.
 
-    numbers: name -> {value, low, high, n[, tolerance]}: the value, its interval (both or neither), the number of
-    samples, and how far (absolute) another machine may stray. provenance: JSON-ready facts about the run (preset,
-    seeds, schedule, ...), stored beside the package versions. Raises ValueError on a number that is not finite, an
-    interval upside down, or an empty record.
+    numbers: name -> {value, low, high, n[, tolerance]}: the value, its interval (both or neither), the number
+    of samples, and how far (absolute) another machine may stray. provenance: JSON-ready facts about the run
+    (preset, seeds, schedule, ...), stored beside the package versions. Raises ValueError on a number that is
+    not finite, an interval upside down, or an empty record.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", section):
         raise ValueError(f"a section is a plain file name such as '01_chain_of_steps', not {section!r}")

@@ -1,10 +1,12 @@
 """Execute notebooks with their default parameters and write clean, diff-able stored outputs.
 
-    python tools/refresh_notebooks.py [notebooks/01_chain_of_steps.ipynb ...]      (default: all of notebooks/)
+    python tools/refresh_notebooks.py [notebooks/01_chain_of_steps.ipynb ...]      (default: all of
+    notebooks/)
 
-Run twice it writes the same bytes: cell ids are fixed, timings and front-end metadata are dropped, streams merged.
-A notebook that raises is left as it was. Every figure's name, caption and alt text, which `cosutils.figures.show`
-publishes with the picture, are copied into the cell's metadata, where the book reads them.
+Run twice it writes the same bytes: cell ids are fixed, timings and front-end metadata are dropped, streams
+merged. A notebook that raises is left as it was. Every figure's name, caption and alt text, which
+`cosutils.figures.show` publishes with the picture, are copied into the cell's metadata, where the book reads
+them.
 """
 from __future__ import annotations
 
