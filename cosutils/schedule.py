@@ -15,7 +15,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.configuration_utils import register_to_config
 
-__all__ = ["PRESETS", "ExactEulerScheduler", "Preset", "flow_sigmas", "preset", "scheduler"]
+__all__ = ["PRESETS", "ExactEulerScheduler", "Preset", "flow_sigmas", "preset", "scheduler", "shifted"]
 
 
 def flow_sigmas(steps: int, shift: float) -> torch.Tensor:
@@ -30,8 +30,12 @@ def flow_sigmas(steps: int, shift: float) -> torch.Tensor:
         raise ValueError(f"steps must be 1 or more, got {steps}")
     if not shift > 0:
         raise ValueError(f"shift must be positive, got {shift}")
-    s = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    return (shift * s / (1 + (shift - 1) * s)).float()
+    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).float()
+
+
+def shifted(s: torch.Tensor, shift: float) -> torch.Tensor:
+    """sigma = shift s / (1 + (shift - 1) s): moves noise levels s in [0, 1] towards 1 for shift > 1."""
+    return shift * s / (1 + (shift - 1) * s)
 
 
 class ExactEulerScheduler(FlowMatchEulerDiscreteScheduler):

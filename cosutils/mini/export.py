@@ -10,6 +10,7 @@ import imageio.v3 as iio
 import numpy as np
 
 from .tasks import Sample
+from .world import SIZE
 
 __all__ = ["export"]
 
@@ -25,6 +26,8 @@ def export(
     """
     if split not in ("In-Domain_50", "Out-of-Domain_50"):
         raise ValueError(f"the split is In-Domain_50 or Out-of-Domain_50, got {split!r}")
+    if pixels < SIZE:
+        raise ValueError(f"pixels must be at least {SIZE}, got {pixels}")
     counts: dict[str, int] = {}
     written = []
     for sample in samples:
@@ -34,10 +37,7 @@ def export(
         part = final.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        times = pixels // sample.video.shape[1]
-        if times < 1:
-            raise ValueError(f"pixels must be at least {sample.video.shape[1]}, got {pixels}")
-        film = np.uint8(np.rint(sample.video * 255)).repeat(times, 1).repeat(times, 2)
+        film = np.uint8(np.rint(sample.video * 255)).repeat(pixels // SIZE, 1).repeat(pixels // SIZE, 2)
         iio.imwrite(part / "first_frame.png", film[0])
         iio.imwrite(part / "final_frame.png", film[-1])
         short = dict(codec="libx264", ffmpeg_params=["-g", "8"], macro_block_size=1)

@@ -11,6 +11,7 @@ be finished with fewer or more samples than first planned.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..schedule import shifted
 from . import tasks, text
 from .codec import PatchCodec
 from .evaluate import TRAIN, VALIDATION, scores
@@ -144,7 +146,7 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
             opt.load_state_dict(saved)
         seen = state["seen"]
     wrapped = DistributedDataParallel(model) if ranks > 1 else model
-    codec_on_device = fit_codec().to(device)
+    codec_on_device = copy.deepcopy(codec).to(device)  # that of `pipe` stays where films are scored
     data = Puzzles(weights, batch, rank, ranks, seen)
     workers = 0 if device == "cpu" else min(14, os.cpu_count() - 1)
     loader = iter(DataLoader(data, batch_size=None, num_workers=workers))
@@ -168,7 +170,7 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
         with sdpa_kernel(backends), torch.autocast(device, dtype=torch.bfloat16):
             if tutor is None:
                 u = torch.rand(len(x0), generator=generator, device=device)
-                s = SHIFT * u / (1 + (SHIFT - 1) * u)
+                s = shifted(u, SHIFT)
                 x, target = torch.lerp(x0, x1, s[:, None, None, None, None]), x1 - x0
             else:
                 part = torch.randint(4, (len(x0),), generator=generator, device=device)
