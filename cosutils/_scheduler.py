@@ -24,7 +24,6 @@ __all__ = [
     "Hub",
     "Tap",
     "check_pipeline",
-    "current_step",
     "experts",
     "is_multistep",
     "reset_multistep",
@@ -227,12 +226,6 @@ def tapped(pipe: WanImageToVideoPipeline, tap: Tap) -> Iterator[Hub]:
             for host in (pipe, hub.scheduler):
                 del host.__dict__["_cos_hub"]
                 host.__class__ = host.__class__.__mro__[2]
-
-
-def current_step(pipe: WanImageToVideoPipeline) -> int:
-    """Return the absolute step the model is working on; meaningful during a call of `pipe`."""
-    scheduler = pipe.scheduler
-    return scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index or 0
 
 
 def experts(pipe: WanImageToVideoPipeline) -> dict[str, torch.nn.Module]:
