@@ -20,7 +20,7 @@ from .mini import world
 from .mini.tasks import Sample, Score, agreement
 from .record import record
 
-__all__ = ["Trace", "alive", "blurred", "commitments", "settling", "trace", "verdict"]
+__all__ = ["Trace", "alive", "blurred", "commitments", "settling", "trace"]
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,3 @@ def blurred(trace: Trace, step: int) -> np.ndarray:
         blur = gaussian_filter(last, (middle, middle, 0), mode="nearest")
         low, high = (middle, high) if sharpness(blur) > sharpness(early) else (low, middle)
     return blur
-
-
-def verdict(intervals: Sequence[tuple[float, float]], claimed: Sequence[tuple[float, float]]) -> str:
-    """Judge numbers by ranges fixed beforehand: intervals and claimed are (low, high), one claimed range per interval.
-
-    "supported" where every interval lies inside its range, "not supported" where one lies wholly outside, else
-    "undecided".
-    """
-    pairs = list(zip(intervals, claimed, strict=True))
-    if any(high < start or low > stop for (low, high), (start, stop) in pairs):
-        return "not supported"
-    return "supported" if all(low >= start and high <= stop for (low, high), (start, stop) in pairs) else "undecided"

@@ -86,18 +86,16 @@ def _evidence(evidence: object) -> np.ndarray:
 
 
 def effective_number(evidence: object) -> float | np.ndarray:
-    """Effective number of candidates alive: exp of the Shannon entropy of the normalised evidence, in [1, K].
+    """Effective number of candidates alive: the inverse Simpson index 1 / sum(p^2) of the evidence shares p, in [1, K].
 
-    This is the Hill number of order 1 (Hill 1973, Ecology 54:427; Jost 2006, Oikos 113:363): m equally
-    supported candidates count m, and unlike the inverse Simpson index (order 2) rare candidates weigh by
-    their share alone. evidence: (..., K). Returns (...), a float for a single vector; 0 where there is no
-    evidence for anything.
+    This is the Hill number of order 2 (Hill 1973, Ecology 54:427; Jost 2006, Oikos 113:363): m equally supported
+    candidates count m. Unlike the exponential of the entropy (order 1) it hardly counts the shares of about one
+    percent that read-out noise leaves on every candidate. evidence: (..., K). Returns (...), a float for a single
+    vector; 0 where there is no evidence for anything.
     """
     weights = _evidence(evidence)
-    total = weights.sum(-1, keepdims=True)
-    share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    logs = np.log(share, out=np.zeros_like(share), where=share > 0)
-    alive = np.where(total[..., 0] > 0, np.exp(-(share * logs).sum(-1)), 0.0)
+    squares = (weights**2).sum(-1)
+    alive = np.divide(weights.sum(-1) ** 2, squares, out=np.zeros_like(squares), where=squares > 0)
     return float(alive) if alive.ndim == 0 else alive
 
 

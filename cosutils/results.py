@@ -8,10 +8,14 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["check_numbers", "record_numbers"]
+import numpy as np
+
+from .metrics import bootstrap_interval
+
+__all__ = ["beside", "check_numbers", "compare", "measure", "read_numbers", "record_numbers"]
 
 _FIELDS = {"value", "low", "high", "n", "tolerance"}
 
@@ -43,6 +47,16 @@ def _entry(name: str, given: Mapping[str, Any]) -> dict[str, float | int | None]
             raise ValueError(f"{name}: a tolerance is >= 0, not {given['tolerance']!r}")
         entry["tolerance"] = float(given["tolerance"])
     return entry
+
+
+def measure(values: Sequence[float] | np.ndarray, tolerance: float | None = None) -> dict[str, float | int]:
+    """Mean of independent values (n,) with its 95 % bootstrap interval, as `record_numbers` takes it.
+
+    tolerance: how far (absolute) another machine's value may stray; default the larger of 0.02 and half the interval.
+    """
+    estimate, low, high = bootstrap_interval(values)
+    tolerance = max(0.02, (high - low) / 2) if tolerance is None else tolerance
+    return dict(value=estimate, low=low, high=high, n=len(values), tolerance=tolerance)
 
 
 def record_numbers(
@@ -80,7 +94,8 @@ def record_numbers(
     return target
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+def read_numbers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """The numbers of a record, name -> {value, low, high, n[, tolerance]}; ValueError where it is not one."""
     try:
         numbers = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))["numbers"]
         return {name: _entry(name, numbers[name]) for name in numbers}
@@ -99,7 +114,7 @@ def check_numbers(
     A number agrees when |value - expected| <= its expected `tolerance`, or, where it has none,
     <= atol + rtol * |expected|. A name that only one record has and a different n are differences too.
     """
-    found, expected = _read(path), _read(expected_path)
+    found, expected = read_numbers(path), read_numbers(expected_path)
     differences = [f"{name}: expected, not recorded" for name in expected if name not in found]
     differences += [f"{name}: recorded, not expected" for name in found if name not in expected]
     for name in sorted(found.keys() & expected.keys()):
@@ -110,3 +125,35 @@ def check_numbers(
         if new["n"] != old["n"]:
             differences.append(f"{name}: n = {new['n']}, expected n = {old['n']}")
     return differences
+
+
+def compare(path: str | os.PathLike[str], stored: str | os.PathLike[str]) -> str:
+    """One sentence, or one for each difference: does the record at `path` agree with the one stored with the book?
+
+    Runs with other parameters (their provenance differs, versions aside) are not compared.
+    """
+    if not pathlib.Path(stored).is_file():
+        return "no numbers are stored for this page"
+
+    def facts(record: str | os.PathLike[str]) -> dict[str, Any]:
+        given = json.loads(pathlib.Path(record).read_text(encoding="utf-8"))["provenance"]
+        return {name: value for name, value in given.items() if name != "versions"}
+
+    if facts(path) != facts(stored):
+        return "run with other parameters than the stored numbers: not compared"
+    return "\n".join(check_numbers(path, stored)) or "the numbers are those stored with the book"
+
+
+def beside(numbers: Mapping[str, Mapping[str, Any]], stored: str | os.PathLike[str] | None = None) -> str:
+    """Recorded numbers as a text table; `stored`, a record of `record_numbers`, stands beside them where it exists."""
+    full = read_numbers(stored) if stored is not None and pathlib.Path(stored).is_file() else {}
+
+    def text(number: Mapping[str, Any] | None) -> str:
+        if number is None:
+            return ""
+        span = "" if number["low"] is None else f" [{number['low']:.2f}, {number['high']:.2f}]"
+        return f"{number['value']:.2f}{span} N = {number['n']}"
+
+    width = max(map(len, numbers))
+    head = [f"{'':{width}s}  {'here':32s} full run"] if full else []
+    return "\n".join(head + [f"{k:{width}s}  {text(v):32s} {text(full.get(k))}".rstrip() for k, v in numbers.items()])

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cosutils.results import check_numbers, record_numbers
+from cosutils.results import beside, check_numbers, compare, measure, record_numbers
 
 GOOD = {"solved": {"value": 0.9, "low": 0.85, "high": 0.94, "n": 200}, "steps": {"value": 7.0, "low": None, "high": None, "n": 50}}
 
@@ -98,3 +98,30 @@ def test_a_broken_record_is_refused_by_name(tmp_path, text):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(ValueError, match="bad.json is not a record"):
         check_numbers(tmp_path / "bad.json", good)
+
+
+def test_a_measure_is_a_mean_with_interval_and_tolerance():
+    number = measure([0, 1, 1, 1, 0, 1, 1, 1])
+    assert number["value"] == 0.75 and number["n"] == 8 and number["low"] < 0.75 < number["high"]
+    assert number["tolerance"] == (number["high"] - number["low"]) / 2
+    assert measure([0.5, 0.5, 0.5])["tolerance"] == 0.02
+
+
+def test_only_runs_with_the_same_parameters_are_compared(tmp_path):
+    def write(folder, solved, steps):
+        numbers = GOOD | {"solved": GOOD["solved"] | {"value": solved}}
+        return record_numbers(tmp_path / folder, "a", numbers, dict(steps=steps))
+
+    stored = write("stored", 0.9, 20)
+    assert compare(write("b", 0.9, 20), stored) == "the numbers are those stored with the book"
+    assert "solved: 0.5, expected 0.9" in compare(write("b", 0.5, 20), stored)
+    assert "not compared" in compare(write("b", 0.5, 10), stored)
+    assert compare(stored, tmp_path / "none.json") == "no numbers are stored for this page"
+
+
+def test_live_numbers_stand_beside_the_full_run(tmp_path):
+    stored = record_numbers(tmp_path, "a", {"solved": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 200}})
+    lines = beside(GOOD, stored).splitlines()
+    assert lines[1].split() == "solved 0.90 [0.85, 0.94] N = 200 0.50 [0.40, 0.60] N = 200".split()
+    assert lines[2].split() == "steps 7.00 N = 50".split()
+    assert len(beside(GOOD).splitlines()) == 2
