@@ -84,7 +84,7 @@ PRESETS = {
     row.name: row
     for row in (
         # name           steps  cfg  cfg2  boundary solver  shift  dtype       timesteps
-        Preset("mini", 20, 1.0, None, None, "euler", 3.0, "float32", "float32"),
+        Preset("mini", 20, 1.0, None, None, "euler", 5.0, "float32", "float32"),
         Preset("paper", 50, 5.0, 5.0, 0.875, "euler", 5.0, "bfloat16", "bfloat16"),
         Preset("wan_official", 40, 3.5, 3.5, 0.9, "unipc", 5.0, "bfloat16", "float32"),
         Preset("hf_default", 50, 5.0, 5.0, None, None, None, "bfloat16", "float32"),

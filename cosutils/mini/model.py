@@ -11,7 +11,7 @@ from .codec import PatchCodec
 
 __all__ = ["SHIFT", "build_pipeline", "build_transformer", "condition", "generate", "teach"]
 
-SHIFT = 3.0  # timestep shift of training and sampling
+SHIFT = 5.0  # timestep shift of sampling, as in the paper
 
 
 def build_transformer(z_dim: int = 16, layers: int = 10, width: int = 128, heads: int = 4) -> WanTransformer3DModel:

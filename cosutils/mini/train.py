@@ -31,11 +31,12 @@ from ..schedule import shifted
 from . import tasks, text
 from .codec import PatchCodec
 from .evaluate import TRAIN, VALIDATION, scores
-from .model import SHIFT, build_pipeline, build_transformer, condition, teach
+from .model import build_pipeline, build_transformer, condition, teach
 
 __all__ = ["Puzzles", "train"]
 
 DROPOUT = 0.1  # share of prompts replaced by the empty one, for classifier-free guidance
+NOISE_SHIFT = 8.0  # of the noise levels trained on: answers are decided above s = 0.9, where half of the draws fall
 HARD = 0.6  # share of puzzles at the default difficulty, the others at any
 
 
@@ -170,7 +171,7 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
         with sdpa_kernel(backends), torch.autocast(device, dtype=torch.bfloat16):
             if tutor is None:
                 u = torch.rand(len(x0), generator=generator, device=device)
-                s = shifted(u, SHIFT)
+                s = shifted(u, NOISE_SHIFT)
                 x, target = torch.lerp(x0, x1, s[:, None, None, None, None]), x1 - x0
             else:
                 part = torch.randint(4, (len(x0),), generator=generator, device=device)
