@@ -117,7 +117,7 @@ def ensemble(
 
 
 class _Stop(Tap):
-    """Ends a call after step `last`."""
+    """Ends a call after step `last` and keeps the state the next step would have begun with."""
 
     def __init__(self, last: int) -> None:
         self.last = last
@@ -129,6 +129,43 @@ class _Stop(Tap):
     def step(self, hub: Hub, step: int, x: Tensor, v: Tensor, x0: Tensor) -> None:
         if step == self.last:
             hub.pipe._interrupt = True
+
+    def edit(self, hub: Hub, step: int, x: Tensor) -> None:
+        if step == self.last + 1:
+            self.state = x.detach().to("cpu", torch.float32, copy=True)
+
+
+def head(pipe: Any, last: int, **arguments: Any) -> Run:
+    """Record steps 0..`last` of a call and compute no more; x_s of step `last` + 1 is kept too, edits included."""
+    stop = _Stop(last)
+    try:
+        with record(pipe) as first, tapped(pipe, stop):
+            pipe(**arguments | {"output_type": "latent"})
+    finally:
+        pipe._interrupt = False
+    first.x[last + 1] = stop.state
+    return first
+
+
+def go_on(pipe: Any, first: Run, rows: list[int], **arguments: Any) -> tuple[Any, Run]:
+    """Go on with some `rows` of a batch where `head` stopped; returns the output and these rows' whole recording."""
+    step, batch = max(first.x), _batch_of(arguments)
+    run = Run(pipe=pipe, sigmas=first.sigmas, edits=first.edits, info=first.info)
+    for name in ("x", "v", "x0"):
+        setattr(run, name, Series(name, {at: value[rows] for at, value in getattr(first, name).items()}))
+    single = {}
+    for name, value in arguments.items():
+        if name in PER_ROW and _rows_of(value, batch):
+            value = [value[row] for row in rows] if isinstance(value, list) else value[rows]
+        single[name] = value
+    single.pop("latents", None)
+    with record(pipe) as rest:
+        output = resume(pipe, run, step, **single)
+    for name in ("x", "v", "x0"):
+        getattr(run, name).update(getattr(rest, name))
+    run.latents, run.edits = rest.latents, first.edits | rest.edits
+    run.info = rest.info | {"first": 0, "seeds": first.info["seeds"]}
+    return output, run
 
 
 def merge_then_single(
@@ -153,39 +190,15 @@ def merge_then_single(
     batch, group = _batch_of(arguments), _check_groups(arguments, size)
     if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep < group:
         raise ValueError(f"no seed {keep!r} to keep: a group has {group} seeds (0..{group - 1})")
-    merging = ensemble(pipe, layers, steps, mode, size=size, branch=branch)
-    try:
-        with record(pipe) as first, merging, tapped(pipe, _Stop(last)):
-            pipe(**arguments | {"output_type": "latent"})
-    finally:
-        pipe._interrupt = False
-    rows = list(range(keep, batch, group))
-    run = Run(pipe=pipe, sigmas=first.sigmas, edits=first.edits, info=first.info)
-    for name in ("x", "v", "x0"):
-        setattr(run, name, Series(name, {step: value[rows] for step, value in getattr(first, name).items()}))
-    run.x[last + 1] = first.latents[rows]
-
-    single = {}
-    for name, value in arguments.items():
-        if name in PER_ROW and _rows_of(value, batch):
-            value = [value[row] for row in rows] if isinstance(value, list) else value[rows]
-        single[name] = value
-    single.pop("latents", None)
-    with record(pipe) as rest:
-        output = resume(pipe, run, last + 1, **single)
-    for name in ("x", "v", "x0"):
-        getattr(run, name).update(getattr(rest, name))
-    run.latents, run.edits = rest.latents, first.edits | rest.edits
-    run.info = rest.info | {
-        "first": 0,
-        "seeds": first.info["seeds"],
-        "ensemble": {
-            "layers": list(check_layers(pipe, layers)),
-            "steps": sorted(check_steps(steps)),
-            "mode": mode,
-            "branch": branch,
-            "size": group,
-            "keep": keep,
-        },
+    with ensemble(pipe, layers, steps, mode, size=size, branch=branch):
+        first = head(pipe, last, **arguments)
+    output, run = go_on(pipe, first, list(range(keep, batch, group)), **arguments)
+    run.info["ensemble"] = {
+        "layers": list(check_layers(pipe, layers)),
+        "steps": sorted(check_steps(steps)),
+        "mode": mode,
+        "branch": branch,
+        "size": group,
+        "keep": keep,
     }
     return output, run
