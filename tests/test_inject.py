@@ -128,6 +128,14 @@ def test_a_sweep_from_recorded_steps_equals_full_runs(kind, solver):
         assert torch.equal(output.frames, run_with(pipe, edit).latents), edit
 
 
+def test_a_sweep_of_a_run_without_estimates_makes_them_anew():
+    pipe = tiny.build("a14b")
+    with record(pipe, keep=("x", "v")) as run:
+        pipe(**tiny.call())
+    ((_, output),) = sweep(pipe, run, [renoise(2)], **tiny.call())
+    assert torch.equal(output.frames, run_with(pipe, renoise(2)).latents)
+
+
 def test_a_sweep_shares_prefixes():
     """Noise at each of N steps costs (N + 1) / 2 runs instead of N."""
     pipe = tiny.build("wan21")
