@@ -22,7 +22,7 @@ from . import schedule
 from ._quiet import quiet
 from ._scheduler import check_pipeline
 
-__all__ = ["load", "seeded", "settings", "use_preset"]
+__all__ = ["data_folder", "load", "seeded", "settings", "use_preset"]
 
 DATA = "COSUTILS_DATA"  # environment variable: the folder that holds cos-mini, default data/ of the checkout
 EMBEDDED = "cos-mini"
@@ -49,7 +49,7 @@ def load(
         raise TypeError(f"dtype must be a floating torch.dtype such as torch.bfloat16, got {dtype!r}")
     dtypes = {"default": dtype, "vae": torch.float32, "image_encoder": torch.float32}
     if embedded:
-        folder = _data_folder() / str(model)
+        folder = data_folder() / str(model)
         _verify(folder)
         from .mini.codec import PatchCodec
 
@@ -108,7 +108,8 @@ def seeded(seed: int | Sequence[int]) -> torch.Generator | list[torch.Generator]
     return torch.Generator().manual_seed(int(seed))
 
 
-def _data_folder() -> Path:
+def data_folder() -> Path:
+    """Where the embedded models lie: `data` of the checkout, or what the environment variable names."""
     given = os.environ.get(DATA)
     return Path(given) if given else Path(__file__).resolve().parent.parent / "data"
 

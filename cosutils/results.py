@@ -1,6 +1,7 @@
 """Numbers behind the claims: written with their intervals, compared with what is expected."""
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -13,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from .loading import data_folder
 from .metrics import bootstrap_interval
 
-__all__ = ["beside", "check_numbers", "compare", "measure", "read_numbers", "record_numbers"]
+__all__ = ["beside", "check_numbers", "compare", "measure", "read_numbers", "record_numbers", "weights_digest"]
 
 _FIELDS = {"value", "low", "high", "n", "tolerance"}
 
@@ -23,6 +25,12 @@ _FIELDS = {"value", "low", "high", "n", "tolerance"}
 def _versions() -> dict[str, str]:
     packages = ("cosutils", "torch", "diffusers", "transformers", "numpy")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def weights_digest(model: object) -> str | None:
+    """What tells one set of shipped weights from another: digest of the SHA256SUMS of an embedded model, else None."""
+    sums = data_folder() / model / "SHA256SUMS" if isinstance(model, str) and model else None
+    return hashlib.sha256(sums.read_bytes()).hexdigest()[:16] if sums is not None and sums.is_file() else None
 
 
 def _entry(name: str, given: Mapping[str, Any]) -> dict[str, float | int | None]:
@@ -69,17 +77,21 @@ def record_numbers(
 
     numbers: name -> {value, low, high, n[, tolerance]}: the value, its interval (both or neither), the number
     of samples, and how far (absolute) another machine may stray. provenance: JSON-ready facts about the run
-    (preset, seeds, schedule, ...), stored beside the package versions. Raises ValueError on a number that is
-    not finite, an interval upside down, or an empty record.
+    (preset, seeds, schedule, ...), stored beside the package versions and, where its "model" names an embedded
+    one, the digest of the weights. Raises ValueError on a number that is not finite, an interval upside down, or
+    an empty record.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", section):
         raise ValueError(f"a section is a plain file name such as '01_chain_of_steps', not {section!r}")
     if not numbers:
         raise ValueError(f"{section}: no numbers to record")
+    facts = dict(provenance or {})
+    if digest := weights_digest(facts.get("model")):
+        facts["weights"] = digest
     record = {
         "section": section,
         "numbers": {name: _entry(name, numbers[name]) for name in numbers},
-        "provenance": {**(provenance or {}), "versions": _versions()},
+        "provenance": {**facts, "versions": _versions()},
     }
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     folder = pathlib.Path(path)
@@ -130,14 +142,14 @@ def check_numbers(
 def compare(path: str | os.PathLike[str], stored: str | os.PathLike[str]) -> str:
     """One sentence, or one for each difference: does the record at `path` agree with the one stored with the book?
 
-    Runs with other parameters (their provenance differs, versions aside) are not compared.
+    Runs with other parameters (their provenance differs, versions and weights aside) are not compared.
     """
     if not pathlib.Path(stored).is_file():
         return "no numbers are stored for this page"
 
     def facts(record: str | os.PathLike[str]) -> dict[str, Any]:
         given = json.loads(pathlib.Path(record).read_text(encoding="utf-8"))["provenance"]
-        return {name: value for name, value in given.items() if name != "versions"}
+        return {name: value for name, value in given.items() if name not in ("versions", "weights")}
 
     if facts(path) != facts(stored):
         return "run with other parameters than the stored numbers: not compared"
