@@ -145,7 +145,7 @@ class _Watch(Tap):
         if self.begin is not None:
             self.begin(hub)
 
-    def step(self, hub: Hub, step: int, x: Tensor, v: Tensor, x0: Tensor) -> None:
+    def step(self, hub: Hub, step: int, x: Tensor | None, v: Tensor, x0: Tensor | None) -> None:
         self.at = step + 1
         if self.step_end is not None:
             self.step_end()

@@ -34,7 +34,8 @@ __all__ = [
 class Tap:
     """What one open context does during a pipeline call; subclasses override what they need.
 
-    `hooks` says that the tap also hooks the transformers, which a whole-model `torch.compile` would hide.
+    `hooks` says that the tap hooks the transformers, which a whole-model `torch.compile` would hide; such a tap
+    looks at blocks, not at estimates: where all taps do, `step` gets None for x and x0.
     """
 
     hooks = False
@@ -45,7 +46,7 @@ class Tap:
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
         """Return what replaces x_s (B, C, F, H, W) before the model sees it, and its name; or None."""
 
-    def step(self, hub: Hub, step: int, x: Tensor, v: Tensor, x0: Tensor) -> None:
+    def step(self, hub: Hub, step: int, x: Tensor | None, v: Tensor, x0: Tensor | None) -> None:
         """Step `step` was taken: x_s and x0hat in float32 as the model sees them, v as it returned it."""
 
     def finish(self, hub: Hub, latents: Tensor) -> None:
@@ -116,9 +117,12 @@ class Hub:
 
     def took(self, step: int, x: Tensor, v: Tensor) -> None:
         """Tell the taps about a finished step; x0hat = x_s - sigma_s v, sigma from the schedule."""
-        x = x.float()
-        self.x0 = self.seen(x - self.sigmas[step].to(x) * v.float())
-        x = self.seen(x)
+        if all(tap.hooks for tap in self.taps):
+            x = None
+        else:
+            x = x.float()
+            self.x0 = self.seen(x - self.sigmas[step].to(x) * v.float())
+            x = self.seen(x)
         for tap in self.taps:
             tap.step(self, step, x, v, self.x0)
 
@@ -173,11 +177,12 @@ class _TappedPipeline:
 def _tapped_class(mixin: type, cls: type) -> type:
     members: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__}
     if mixin is _TappedPipeline:
+        signature = inspect.signature(cls.__call__)
 
         @wraps(cls.__call__)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             hub = self._cos_hub
-            bound = inspect.signature(cls.__call__).bind(self, *args, **kwargs)
+            bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
             check_pipeline(self, hooks=any(tap.hooks for tap in hub.taps))
             _check_call(self, bound.arguments)
