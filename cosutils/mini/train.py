@@ -127,7 +127,8 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
     rank, ranks = dist.get_rank(), dist.get_world_size()
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    codec = fit_codec()
+    source = out / "model" if (out / "checkpoint.pt").exists() else init
+    codec = fit_codec() if source is None else PatchCodec.from_pretrained(source / "vae")
     model = build_transformer(codec.config.z_dim, layers).to(device).train()
     tutor = None
     if init is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["CELLS", "CELL", "FRAMES", "SIZE", "TILES", "TILE", "draw", "read", "timeline"]
+__all__ = ["CELLS", "CELL", "FRAMES", "SIZE", "TILES", "TILE", "draw", "paced", "read", "timeline"]
 
 CELLS, CELL, FRAMES = 10, 8, 17  # cells a side, pixels a cell, frames a film (4k + 1)
 SIZE = CELLS * CELL  # 80 px, a multiple of 16 as Wan's pipelines demand
@@ -76,3 +76,10 @@ def _cells(pictures: np.ndarray) -> np.ndarray:
 def timeline(states: int) -> np.ndarray:
     """Which of `states` successive states each of the 17 frames shows: first at frame 0, last at frame 16."""
     return np.rint(np.arange(FRAMES) / (FRAMES - 1) * (states - 1)).astype(int)
+
+
+def paced(states: int) -> np.ndarray:
+    """The same at constant speed: one state a frame, then at rest in the last one. ValueError beyond 17 states."""
+    if states > FRAMES:
+        raise ValueError(f"{states} states do not fit into {FRAMES} frames")
+    return np.minimum(np.arange(FRAMES), states - 1)

@@ -1,4 +1,4 @@
-"""Ball bounce (Fig. 4c): the ball flies diagonally, bounces off the edges and stops at the first red target it meets.
+"""Ball bounce (Fig. 4c): the ball flies diagonally, bounces off the edges at constant speed and stops at the first red target it meets.
 
 The yellow cell behind the ball tells where it comes from. Difficulty: the least number of moves. Options: every
 target. Twin: the ball starts in another direction (the yellow cell moves)."""
@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from ..world import CELLS, TILE, timeline
+from ..world import CELLS, TILE, paced
 from .base import sample as _sample
 
 __all__ = ["sample"]
@@ -51,7 +51,7 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
         scene[target] = TILE["red"]
     tail = (start[0] - heading[0], start[1] - heading[1])
     frames = []
-    for k in timeline(len(path)):
+    for k in paced(len(path)):
         frame = scene.copy()
         if path[k] != tail:
             frame[tail] = TILE["yellow"]

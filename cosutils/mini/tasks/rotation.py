@@ -33,7 +33,7 @@ def _polyomino(rng: np.random.Generator, cells: int) -> np.ndarray:
 
 def build(rng: np.random.Generator, difficulty: int, twin: bool):
     shape = _polyomino(rng, difficulty)
-    r, c = rng.integers(0, CELLS - BOX + 1, size=2)
+    r, c = rng.integers(2, 4, size=2)  # near the middle of the picture
     colour = TILE[("purple", "yellow", "blue", "red")[rng.integers(4)]]
 
     def film(turns):

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from ..world import CELLS, TILE, timeline
+from ..world import CELLS, TILE, paced
 from .base import sample as _sample
 
 __all__ = ["sample"]
@@ -20,7 +20,7 @@ LEVELS = ("first", "second", "third", "fourth")
 def build(rng: np.random.Generator, difficulty: int, twin: bool):
     boards = np.sort(rng.choice(np.arange(2, CELLS, 2), difficulty, replace=False))[::-1] - rng.integers(2)
     left = rng.integers(4, 7)
-    start, slot = (int(rng.integers(CELLS)), int(rng.integers(0, 3))), int(rng.integers(left, CELLS))
+    start, slot = (int(rng.integers(CELLS)), int(rng.integers(3))), int(rng.integers(left, 8))  # at most 16 moves
     scene = np.full((CELLS, CELLS), TILE["floor"], np.uint8)
     for board in boards:
         scene[board, left:] = TILE["wall"]
@@ -34,7 +34,7 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
         path += [(r, 2) for r in range(start[0], row + step, step)] + [(row, c) for c in range(3, slot + 1)]
         path = list(dict.fromkeys(path))
         frames = []
-        for k in timeline(len(path)):
+        for k in paced(len(path)):
             frame = scene.copy()
             frame[path[k]] = TILE["ball"]
             frames.append(frame[:, ::-1] if mirror else frame)
