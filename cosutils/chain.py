@@ -48,9 +48,16 @@ class Trace:
     @property
     def on_answer(self) -> np.ndarray:
         """Share of the right answers in the evidence, (S,) in [0, 1]; 0 where there is no evidence for anything."""
-        right = [name in self.sample.films for name in self.names]
+        return self._share([name in self.sample.films for name in self.names])
+
+    @property
+    def on_final(self) -> np.ndarray:
+        """Share of the candidate that leads at the last step, (S,) in [0, 1]."""
+        return self._share(np.arange(len(self.names)) == self.evidence[-1].argmax())
+
+    def _share(self, chosen: Sequence[bool]) -> np.ndarray:
         total = self.evidence.sum(1)
-        return np.divide(self.evidence[:, right].sum(1), total, out=np.zeros(len(total)), where=total > 0)
+        return np.divide(self.evidence[:, chosen].sum(1), total, out=np.zeros(len(total)), where=total > 0)
 
 
 def trace(pipe: WanImageToVideoPipeline, sample: Sample, seed: int = 0, keep_films: bool = False, **call: Any) -> Trace:

@@ -30,6 +30,7 @@ __all__ = [
     "curve_with_band",
     "drawn",
     "encode_film",
+    "picture_grid",
     "show",
     "show_film",
     "signature",
@@ -181,6 +182,42 @@ def show_film(frames: np.ndarray, name: str, alt: str, caption: str | None = Non
 
 
 # ---------------------------------------------------------------- plots
+def picture_grid(
+    images: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    xlabel: str,
+    ylabel: str = "",
+    cell: float = 0.72,
+) -> Figure:
+    """Pictures side by side: images (R, C, H, W, 3), float in [0, 1] or uint8, with R row and C column labels.
+
+    cell: side of one picture in inches. Raises ValueError when the labels do not fit the images.
+    """
+    images = _as_bytes(images)
+    if images.ndim != 5:
+        raise ValueError(f"images must be (rows, columns, height, width, 3), not {images.shape}")
+    count, across, height, width = images.shape[:4]
+    for word, given, wanted in (("rows", rows, count), ("columns", columns, across)):
+        if len(given) != wanted:
+            raise ValueError(f"{len(given)} {word} for images of {wanted}")
+    gap = max(1, height // 16)
+    canvas = np.full((count * (height + gap) - gap, across * (width + gap) - gap, 3), 255, np.uint8)
+    for row in range(count):
+        for column in range(across):
+            top, left = row * (height + gap), column * (width + gap)
+            canvas[top : top + height, left : left + width] = images[row, column]
+    fig, ax = plt.subplots(figsize=(cell * across * width / height + 1.5, cell * count + 0.5), layout="constrained")
+    ax.imshow(canvas, interpolation="nearest")
+    ax.set_yticks(np.arange(count) * (height + gap) + (height - 1) / 2, rows)
+    ax.set_xticks(np.arange(across) * (width + gap) + (width - 1) / 2, columns)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.xaxis.set_label_position("top")
+    ax.tick_params(length=0, labelsize=8, top=False, labeltop=True, bottom=False, labelbottom=False)
+    ax.spines[:].set_visible(False)
+    return fig
+
+
 def step_frame_grid(
     images: np.ndarray,
     sigmas: Sequence[float],
@@ -196,39 +233,23 @@ def step_frame_grid(
     bracketed at the right; cell: side of one picture in inches. Raises ValueError when the lengths do not fit
     the images.
     """
-    images = _as_bytes(images)
-    if images.ndim != 5:
-        raise ValueError(f"images must be (steps, frames, height, width, 3), not {images.shape}")
-    rows, columns, height, width = images.shape[:4]
-    steps = range(rows) if steps is None else steps
-    for word, given, wanted in (("sigmas", sigmas, rows), ("frames", frames, columns), ("steps", steps, rows)):
-        if len(given) != wanted:
-            raise ValueError(f"{len(given)} {word} for images of {wanted}")
+    steps = range(len(images)) if steps is None else steps
+    for word, given in (("sigmas", sigmas), ("steps", steps)):
+        if len(given) != len(images):
+            raise ValueError(f"{len(given)} {word} for images of {len(images)}")
+    names = [f"{step}   σ {sigma:.2f}" for step, sigma in zip(steps, sigmas)]
+    fig = picture_grid(images, names, [str(frame) for frame in frames], "frame", "denoising step", cell)
+    (ax,) = fig.axes
+    height, middle = np.shape(images)[2], ax.get_yticks()
     gap = max(1, height // 16)
-    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * (height + gap), column * (width + gap)
-            canvas[top : top + height, left : left + width] = images[row, column]
-    size = (cell * columns * width / height + 1.5 + 0.5 * bool(phases), cell * rows + 0.5)
-    fig, ax = plt.subplots(figsize=size, layout="constrained")
-    ax.imshow(canvas, interpolation="nearest")
-    middle_y = np.arange(rows) * (height + gap) + (height - 1) / 2
-    ax.set_yticks(middle_y, [f"{step}   σ {sigma:.2f}" for step, sigma in zip(steps, sigmas)])
-    ax.set_xticks(np.arange(columns) * (width + gap) + (width - 1) / 2, [str(frame) for frame in frames])
-    ax.set(xlabel="frame", ylabel="denoising step")
-    ax.xaxis.set_label_position("top")
-    ax.tick_params(length=0, labelsize=8, top=False, labeltop=True, bottom=False, labelbottom=False)
-    ax.spines[:].set_visible(False)
+    x = ax.get_xlim()[1] + 2 * gap
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
     for color, (name, (first, last)) in zip(PALETTE, (phases or {}).items()):
-        if not 0 <= first <= last < rows:
-            raise ValueError(f"phase {name!r} spans rows {first}..{last}; there are rows 0..{rows - 1}")
-        x = canvas.shape[1] + 2 * gap
-        ends = [middle_y[first] - height / 2 + gap, middle_y[last] + height / 2 - gap]
+        if not 0 <= first <= last < len(images):
+            raise ValueError(f"phase {name!r} spans rows {first}..{last}; there are rows 0..{len(images) - 1}")
+        ends = [middle[first] - height / 2 + gap, middle[last] + height / 2 - gap]
         ax.plot([x, x], ends, color=color, lw=3, clip_on=False, solid_capstyle="butt")
         ax.text(x + 2 * gap, sum(ends) / 2, name, color=_GREY, rotation=90, va="center", fontsize=8)
-    ax.set_xlim(-0.5, canvas.shape[1] - 0.5)
-    ax.set_ylim(canvas.shape[0] - 0.5, -0.5)
     return fig
 
 

@@ -42,6 +42,7 @@ def test_candidates_alive_commitment_and_share_of_the_answer():
     assert alive([t])[0] == pytest.approx([5, 0.36 / 0.26, 1 / 0.82, 1])
     assert commitments([t, t]).tolist() == [2, 2]
     assert t.names[0] == t.sample.answer and t.on_answer == pytest.approx([0.2, 1 / 6, 0.9, 1])
+    assert made([[0.3, 0.1, 0, 0, 0], [0.2, 0.2, 0, 0, 0], [0, 1, 0, 0, 0]]).on_final == pytest.approx([0.25, 0.5, 1])
     assert settling([t], level=0.5).tolist() == [[2] * 17]
 
 

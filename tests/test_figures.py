@@ -136,11 +136,11 @@ def test_grid_refuses_what_does_not_fit():
     images = np.zeros((3, 2, 8, 8, 3))
     with pytest.raises(ValueError, match="2 sigmas for images of 3"):
         figures.step_frame_grid(images, [1, 0], [0, 4])
-    with pytest.raises(ValueError, match="1 frames for images of 2"):
+    with pytest.raises(ValueError, match="1 columns for images of 2"):
         figures.step_frame_grid(images, [1, 0.5, 0], [0])
     with pytest.raises(ValueError, match="rows 0..2"):
         figures.step_frame_grid(images, [1, 0.5, 0], [0, 1], phases={"late": (2, 3)})
-    with pytest.raises(ValueError, match="steps, frames, height, width"):
+    with pytest.raises(ValueError, match="rows, columns, height, width"):
         figures.step_frame_grid(images[0], [1, 0.5, 0], [0, 1])
     with pytest.raises(ValueError, match="not finite"):
         figures.step_frame_grid(images + np.nan, [1, 0.5, 0], [0, 1])
