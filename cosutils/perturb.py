@@ -1,0 +1,281 @@
+"""What a disturbance costs (paper Sec. 3.2, Fig. 3): score tables by step and frame, and maps of CKA dissimilarity.
+
+    runs = [disturb(pipe, tasks.maze.sample(k), edits(range(10), range(5))) for k in range(12)]
+    by_step(runs).mean(0)          # fall of the score under noise at each step
+    maps = [flow(pipe, tasks.maze.sample(k), range(10)) for k in range(12)]
+
+S steps, F latent frames. A *fall* is the plain run's score minus the disturbed run's, read on the same frames.
+Frames are told apart by the latent frame that they decode from. That is exact for the embedded codec; Wan's own
+decoder is causal and lets a disturbed latent frame reach into the pixel frames after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import WanImageToVideoPipeline
+
+from .capture import capture, raw
+from .chain import Trace, trace
+from .inject import Edit, noise_at, noise_at_frame, noise_at_step, renoise, sweep
+from .loading import seeded, settings
+from .metrics import linear_cka
+from .mini import world
+from .mini.tasks import Sample, agreement
+from .record import Run, record
+
+__all__ = [
+    "Flow",
+    "Runs",
+    "by_cell",
+    "by_frame",
+    "by_step",
+    "dissimilarity",
+    "disturb",
+    "edits",
+    "flow",
+    "leftover",
+    "measures",
+    "parts",
+    "peaks",
+    "pixel_frames",
+    "unrelated",
+]
+
+
+def pixel_frames(frame: int, stride: int = 4) -> range:
+    """The pixel frames that latent frame `frame` decodes to: frame 0 alone, then `stride` for each."""
+    return range(1) if frame == 0 else range(stride * (frame - 1) + 1, stride * frame + 1)
+
+
+def parts(sample: Sample, film: np.ndarray, disturbed: Iterable[int] = ()) -> dict[str, float]:
+    """Scores of `film` (T, H, W, 3), each in [0, 1], with the pixel frames in `disturbed` kept apart.
+
+    whole: of all frames, as `Sample.score` gives it. answer: of the last frame, motion: mean of the frames between
+    first and last, both of frames left alone; others: their product, a missing part left out. own: mean agreement
+    of the disturbed frames. A part without scored frames is missing; frame 0 is given and never scored. The right
+    film is the one nearest in the last frame left alone. ValueError where no scored frame was left alone.
+    """
+    disturbed, last = set(disturbed), len(film) - 1
+    alone = [k for k in range(1, last + 1) if k not in disturbed]
+    if not alone:
+        raise ValueError(f"all of the scored frames 1..{last} are disturbed")
+    seen, first = world.read(film), sample.ids[0]
+    row = max((agreement(seen, right, first) for right in sample.films.values()), key=lambda a: a[alone[-1]])
+    between, own = [k for k in alone if k < last], sorted(disturbed - {0})
+    found = {"whole": sample.score(film).total}
+    found |= {"answer": float(row[last])} if last in alone else {}
+    found |= {"motion": float(row[between].mean())} if between else {}
+    found["others"] = found.get("answer", 1.0) * found.get("motion", 1.0)
+    return found | ({"own": float(row[own].mean())} if own else {})
+
+
+@dataclass(frozen=True)
+class Runs:
+    """One puzzle, plain and under every edit, in S steps and F latent frames.
+
+    plain: score of the plain film. falls: edit -> part -> fall of that part of the score, in [-1, 1], see `parts`; an
+    edit of all frames leaves none apart. left: noised step -> score of `leftover`.
+    """
+
+    sample: Sample
+    steps: int
+    frames: int
+    plain: float
+    falls: dict[Edit, dict[str, float]] = field(repr=False)
+    left: dict[int, float] = field(repr=False)
+
+
+def edits(
+    steps: Iterable[int], frames: Iterable[int], cells: Iterable[tuple[int, int]] = (),
+    renoised_frames: Iterable[int] = (), seed: int = 0,
+) -> list[Edit]:  # fmt: skip
+    """The disturbances of Sec. 3.2 and their controls, as edits with noise from `seed`.
+
+    Noise and renoise of all latent frames at each of `steps`, noise at every step in each of `frames`, noise in single
+    `cells` (step, frame), renoise at every step in `renoised_frames`. At step 0, where there is no estimate yet, renoise
+    is noise and is left out.
+    """
+    steps = list(steps)
+    found = [noise_at_step(step, seed) for step in steps]
+    found += [renoise(step, seed) for step in steps if step > 0]
+    found += [noise_at_frame(frame, seed) for frame in frames]
+    found += [noise_at(step, frame, seed) for step, frame in cells]
+    return found + [Edit(None, frame, seed, keep_estimate=True) for frame in renoised_frames]
+
+
+def disturb(
+    pipe: WanImageToVideoPipeline, sample: Sample, todo: Iterable[Edit], seed: int = 0, **call: Any
+) -> Runs:
+    """Run `pipe` on `sample` plainly, then under each edit from the edited step on, and score what comes out.
+
+    seed: of the initial noise. call: overrides of the preset's settings.
+    """
+    call = sample.inputs | settings(pipe) | call | dict(output_type="np")
+    with record(pipe) as run:
+        plain = pipe(**call, generator=seeded(seed)).frames[0]
+    falls, left = {}, {}
+    for edit, output in sweep(pipe, run, todo, **call):
+        own = () if edit.frame is None else pixel_frames(edit.frame, pipe.vae_scale_factor_temporal)
+        before, after = parts(sample, plain, own), parts(sample, output.frames[0], own)
+        falls[edit] = {name: before[name] - after[name] for name in before}
+        if edit.frame is None and not edit.keep_estimate:
+            left[edit.step] = sample.score(leftover(run, edit.step, seed)).total
+    return Runs(sample, run.steps, run.latents.shape[2], sample.score(plain).total, falls, left)
+
+
+def leftover(run: Run, step: int, seed: int = 0) -> np.ndarray:
+    """The control "knows the answer": what noise at `step` must leave behind, whatever the model thinks.
+
+    After x_s = n, a velocity of the size the schedule expects, v = n - x0, ends at n - sigma (n - x0) = sigma x0 +
+    (1 - sigma) n. Here x0 is the plain run's own final film, so that nothing but the noise level is wrong. Decoded,
+    (T, H, W, 3).
+    """
+    noise = torch.randn(run.latents.shape, generator=torch.Generator().manual_seed(seed))
+    sigma = run.sigmas[step]
+    mixed = Run(pipe=run.pipe)
+    mixed.x0[0] = sigma * run.latents + (1 - sigma) * noise
+    return mixed.decode()[0, 0].numpy()
+
+
+def _fall(runs: Sequence[Runs], kind: tuple, part: str) -> np.ndarray:
+    """Falls (runs,) under the edit of `kind` = (step, frame, keep_estimate); NaN where a run lacks it."""
+    rows = []
+    for run in runs:
+        found = [fall for edit, fall in run.falls.items() if (edit.step, edit.frame, edit.keep_estimate) == kind]
+        rows.append(found[0].get(part, np.nan) if found else np.nan)
+    return np.array(rows)
+
+
+def by_step(runs: Sequence[Runs], renoised: bool = False) -> dict[int, np.ndarray]:
+    """Fall of the whole film's score under noise (or renoise) at each swept step, step -> (runs,)."""
+    steps = sorted({
+        edit.step for run in runs for edit in run.falls
+        if edit.step is not None and edit.frame is None and edit.keep_estimate == renoised
+    })  # fmt: skip
+    return {step: _fall(runs, (step, None, renoised), "whole") for step in steps}
+
+
+def by_frame(runs: Sequence[Runs], part: str = "others", renoised: bool = False) -> dict[int, np.ndarray]:
+    """Fall of one of the `parts` under noise (or renoise) in each swept latent frame at every step, frame -> (runs,).
+
+    NaN where the part is missing: "own" of frame 0, "answer" of the last.
+    """
+    frames = sorted({
+        edit.frame for run in runs for edit in run.falls
+        if edit.step is None and edit.frame is not None and edit.keep_estimate == renoised
+    })  # fmt: skip
+    return {frame: _fall(runs, (None, frame, renoised), part) for frame in frames}
+
+
+def by_cell(runs: Sequence[Runs], part: str = "others") -> np.ndarray:
+    """Fall of one of the `parts` under noise in a single (step, latent frame) cell, (runs, S, F); NaN: not swept."""
+    steps, frames = runs[0].steps, runs[0].frames
+    return np.stack([[_fall(runs, (s, f, False), part) for f in range(frames)] for s in range(steps)]).transpose(2, 0, 1)
+
+
+def measures(runs: Sequence[Runs]) -> dict[str, np.ndarray]:
+    """The values judged by `data/claims.yaml` (noise.*), one for each run.
+
+    step_damage, renoise_damage: mean fall over the swept steps but step 0, where noise is only another seed.
+    frame_damage: mean fall of the undisturbed frames' score over the noised latent frames that the model makes
+    (frame 0 repeats the given picture). cell_gap: the first per disturbed latent frame minus the last per disturbed
+    step, since the settings disturb F and S cells.
+    """
+
+    def late(table: dict[int, np.ndarray]) -> np.ndarray:
+        return np.mean([fall for step, fall in table.items() if step > 0], 0)
+
+    step = late(by_step(runs))
+    frame = np.mean([fall for number, fall in by_frame(runs).items() if number > 0], 0)
+    return dict(
+        step_damage=step, frame_damage=frame, step_minus_frame=step - frame,
+        cell_gap=step / runs[0].frames - frame / runs[0].steps, renoise_damage=late(by_step(runs, renoised=True)),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- Fig. 3 c
+@dataclass(frozen=True)
+class Flow:
+    """CKA dissimilarity of one puzzle's disturbed runs to its plain run.
+
+    noise, renoise: read-out -> (S, S), injected step x later step, in [0, 1], NaN where step < injected or not swept.
+    A read-out is "layer k" or "estimate". plain: the read-outs of the plain run, read-out -> (S, N, D). trace: the plain
+    run's `Trace`, for its commitment step.
+    """
+
+    trace: Trace
+    noise: dict[str, np.ndarray] = field(repr=False)
+    renoise: dict[str, np.ndarray] = field(repr=False)
+    plain: dict[str, torch.Tensor] = field(repr=False)
+
+
+def dissimilarity(plain: torch.Tensor, other: torch.Tensor) -> np.ndarray:
+    """1 - linear CKA of tokens (S, N, D) step by step, (S,) in [0, 1]: 0 = same geometry, 1 = nothing in common.
+
+    Rows are the N tokens of one film, so that CKA asks whether tokens that were alike are still alike. Paper Fig. 3c.
+    """
+    return np.array([1 - linear_cka(a, b) for a, b in zip(plain, other, strict=True)])
+
+
+def flow(
+    pipe: WanImageToVideoPipeline, sample: Sample, noised: Iterable[int], renoised: Iterable[int] = (),
+    layers: Sequence[int] | None = None, seed: int = 0, **call: Any,
+) -> Flow:  # fmt: skip
+    """Trace `sample` plainly, then with noise (renoise) at each step of `noised` (`renoised`), and compare.
+
+    layers: blocks whose output tokens are read, default the middle one. The clean estimate is read too: rows are
+    latent cells, columns channels.
+    """
+    layers = [len(pipe.transformer.blocks) // 2] if layers is None else list(layers)
+    arguments = sample.inputs | settings(pipe) | call | dict(output_type="latent")
+
+    with record(pipe) as run, capture(pipe, layers, reduce=raw) as states:
+        plain_trace = trace(pipe, sample, seed, **call)
+    plain, steps = _read_outs(run, states), run.steps
+
+    def rows(edit_at, injected):
+        maps = {name: np.full((steps, steps), np.nan) for name in plain}
+        for step in injected:
+            with record(pipe, keep=("x0",)) as other, capture(pipe, layers, reduce=raw) as states:
+                list(sweep(pipe, run, [edit_at(step, seed)], **arguments))
+            for name, tokens in _read_outs(other, states).items():
+                maps[name][step, step:] = dissimilarity(plain[name][step:], tokens)
+        return maps
+
+    return Flow(plain_trace, rows(noise_at_step, noised), rows(renoise, renoised), plain)
+
+
+def _read_outs(run: Run, states: Any) -> dict[str, torch.Tensor]:
+    """Tokens (S, N, D) of every captured layer, and of the clean estimate, of a call with one video."""
+    tokens = states.stack()[:, :, 0].float()
+    found = {f"layer {layer}": tokens[:, k] for k, layer in enumerate(states.layers)}
+    return found | {"estimate": run.x0.stack()[:, 0].flatten(2).transpose(1, 2)}
+
+
+def peaks(ends: np.ndarray) -> np.ndarray:
+    """The swept step at which the *other* runs' mean is largest, for each run: (runs, S) -> (runs,) integers.
+
+    A maximum picked and read on the same run exceeds its neighbours by construction; one picked on other runs need not.
+    Columns of NaN (steps not swept) are passed over. ValueError for fewer than two runs.
+    """
+    ends = np.asarray(ends, float)
+    if ends.ndim != 2 or len(ends) < 2:
+        raise ValueError(f"a peak needs at least 2 runs (runs, steps), got {ends.shape}")
+    others = (ends.sum(0) - ends) / (len(ends) - 1)
+    return np.nanargmax(others, 1)
+
+
+def unrelated(flows: Sequence[Flow], name: str) -> np.ndarray:
+    """Dissimilarity of the plain runs of two different puzzles, each and the next, (runs, S): what "destroyed" reads.
+
+    ValueError for fewer than two runs.
+    """
+    if len(flows) < 2:
+        raise ValueError(f"unrelated runs need at least 2 puzzles, got {len(flows)}")
+    after = [*flows[1:], flows[0]]
+    return np.stack([dissimilarity(one.plain[name], other.plain[name]) for one, other in zip(flows, after)])
