@@ -1,0 +1,84 @@
+"""Every notebook runs with other parameters than its own, and wrong ones end in one clear sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import papermill
+import pytest
+
+from cosutils.results import read_numbers
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+# {notebook: other and small parameters}: every notebook has its row
+TINY = {
+    "00_setup": dict(tasks=["shelf", "maze"], puzzles=2, steps=2, first_seed=5),
+    "01_chain_of_steps": dict(tasks=["find_shape"], puzzles=2, steps=3, first_seed=5),
+    "02_noise": dict(
+        tasks=["find_shape"], puzzles=2, steps=3, noised=[0, 2], frames=[1], cell_puzzles=2, cell_steps=[1], example_step=1
+    ),
+    "10_ensemble": dict(
+        tasks=["find_shape"], difficulty={}, puzzles=2, validation_puzzles=2, size=2, steps=3, merged_steps=[1], windows=2
+    ),
+    "12_your_turn": dict(tasks=["shelf"], puzzles=2, steps=3, first_seed=5),
+}  # fmt: skip
+# {what is wrong: (notebook, parameters, the sentence)}
+WRONG = {
+    "model": ("12_your_turn", dict(model="cos-maxi"), "ValueError: unknown model 'cos-maxi': choose 'cos-mini', an existing "),
+    "task": ("00_setup", dict(tasks=["mase", "maze"]), "ValueError: unknown task 'mase'; tasks are maze, two_routes, "),
+    "steps": ("00_setup", dict(steps=0), "ValueError: steps must be 1 or more, got 0"),
+    "puzzles": ("12_your_turn", dict(puzzles=1), "ValueError: an interval needs at least 2 finite values in one axis, got "),
+}
+
+
+def run(folder: Path, notebook: str, parameters: dict) -> tuple[str, Path]:
+    """Error of the last line of the run, empty where all went well, and the folder of its numbers."""
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)
+    sys.path.insert(0, str(ROOT / "tools"))
+    from build_book import run_notebook
+
+    name = f"{notebook}.ipynb"
+    record = run_notebook(ROOT / "notebooks" / name, folder / "notebooks" / name, parameters)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", record.get("error", "")).strip().splitlines()
+    return (lines[-1] if lines else ""), folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Every run of the two tables, two at a time, by name."""
+    jobs = {name: (name, TINY[name]) for name in NOTEBOOKS if name in TINY}
+    jobs |= {what: (name, TINY[name] | bad) for what, (name, bad, _) in WRONG.items()}
+    folder = tmp_path_factory.mktemp("runs")
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        started = {key: pool.submit(run, folder / key, *job) for key, job in jobs.items()}
+        return {key: job.result() for key, job in started.items()}
+
+
+def test_every_notebook_has_a_row():
+    assert set(TINY) == set(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_row_changes_parameters_that_exist(name):
+    known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
+    assert set(TINY[name]) <= set(known) and {"model", "tasks", "puzzles", "steps", "results"} <= set(known)
+    assert any(repr(value) != known[key]["default"] for key, value in TINY[name].items())
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_with_other_parameters_and_records_numbers(name, runs):
+    error, results = runs[name]
+    assert error == ""
+    assert read_numbers(results / f"{name}.json")
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_parameter_ends_in_one_sentence(what, runs):
+    assert runs[what][0].startswith(WRONG[what][2])
