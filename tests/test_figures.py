@@ -141,7 +141,7 @@ def test_grid_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="rows 0..2"):
         figures.step_frame_grid(images, [1, 0.5, 0], [0, 1], phases={"late": (2, 3)})
     with pytest.raises(ValueError, match="rows, columns, height, width"):
-        figures.step_frame_grid(images[0], [1, 0.5, 0], [0, 1])
+        figures.picture_grid(images[0], ["a"], ["b"], "frame")
     with pytest.raises(ValueError, match="not finite"):
         figures.step_frame_grid(images + np.nan, [1, 0.5, 0], [0, 1])
 
