@@ -16,7 +16,7 @@ from cosutils.mini.evaluate import scores
 from cosutils.mini.export import export
 from cosutils.mini.model import SHIFT, build_pipeline, build_transformer, condition, generate, teach
 from cosutils.mini.release import release
-from cosutils.mini.train import Puzzles, fit_codec
+from cosutils.mini.train import Puzzles, fit_codec, inherit
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,17 @@ def test_training_resumes_and_the_loss_falls(tmp_path):
     assert [row["seen"] for row in rows] == [320, 640, 960]
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
     assert PatchCodec.from_pretrained(tmp_path / "model" / "vae").config.z_dim == 16
+
+
+def test_a_shallower_model_inherits_blocks_at_even_distances():
+    parent, child = build_transformer(layers=4, width=32), build_transformer(layers=2, width=32)
+    inherit(child, parent)
+    for mine, theirs in ((0, 1), (1, 3)):
+        for a, b in zip(child.blocks[mine].parameters(), parent.blocks[theirs].parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert torch.equal(child.patch_embedding.weight, parent.patch_embedding.weight)
+    with pytest.raises(ValueError, match="4 blocks cannot begin with the 2 blocks"):
+        inherit(parent, child)
 
 
 def test_export_writes_the_official_layout(tmp_path):

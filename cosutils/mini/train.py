@@ -82,6 +82,22 @@ def optimizers(model) -> list[torch.optim.Optimizer]:
     ]
 
 
+def inherit(model, parent) -> None:
+    """Take over the parent's weights; a shallower model takes blocks at even distances, the last one included."""
+    depth, ratio = len(model.blocks), len(parent.blocks) / len(model.blocks)
+    if ratio < 1:
+        raise ValueError(f"a model of {depth} blocks cannot begin with the {len(parent.blocks)} blocks of its parent")
+    taken = {f"blocks.{round((k + 1) * ratio) - 1}.": f"blocks.{k}." for k in range(depth)}
+    weights = {}
+    for name, value in parent.state_dict().items():
+        block = ".".join(name.split(".")[:2]) + "."
+        if not name.startswith("blocks."):
+            weights[name] = value
+        elif block in taken:
+            weights[taken[block] + name.removeprefix(block)] = value
+    model.load_state_dict(weights)
+
+
 def average(decay: float):
     """Exponential moving average of the weights that starts fast."""
 
@@ -132,7 +148,7 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
     model = build_transformer(codec.config.z_dim, layers).to(device).train()
     tutor = None
     if init is not None:
-        model.load_state_dict(WanTransformer3DModel.from_pretrained(init / "transformer").state_dict())
+        inherit(model, WanTransformer3DModel.from_pretrained(init / "transformer"))
     if teacher is not None:
         tutor = WanTransformer3DModel.from_pretrained(teacher / "transformer", torch_dtype=torch.float32)
         tutor = tutor.to(device).eval()
@@ -216,7 +232,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--cooldown", type=float, default=0.3)
-    parser.add_argument("--init", type=Path, help="begin with the weights of this folder, such as data/cos-mini")
+    parser.add_argument("--init", type=Path, help="begin with the weights of this folder, such as data/cos-mini; fewer --layers take blocks at even distances")
     parser.add_argument("--teacher", type=Path, help="distil a four-step student from this pipeline folder")
     parser.add_argument("--every", type=int, default=30_000, help="films between two checkpoints")
     args = vars(parser.parse_args())
