@@ -38,7 +38,6 @@ __all__ = [
     "disturb",
     "edits",
     "flow",
-    "leftover",
     "measures",
     "parts",
     "peaks",
@@ -57,8 +56,10 @@ def parts(sample: Sample, film: np.ndarray, disturbed: Iterable[int] = ()) -> di
 
     whole: of all frames, as `Sample.score` gives it. answer: of the last frame, motion: mean of the frames between
     first and last, both of frames left alone; others: their product, a missing part left out. own: mean agreement
-    of the disturbed frames. A part without scored frames is missing; frame 0 is given and never scored. The right
-    film is the one nearest in the last frame left alone. ValueError where no scored frame was left alone.
+    of the disturbed frames. background: share of the cells that no possible answer touches which show what they showed
+    in the given picture, over the scored frames left alone. A part without scored frames is missing; frame 0 is given
+    and never scored. The right film is the one nearest in the last frame left alone. ValueError where no scored frame
+    was left alone.
     """
     disturbed, last = set(disturbed), len(film) - 1
     alone = [k for k in range(1, last + 1) if k not in disturbed]
@@ -66,10 +67,12 @@ def parts(sample: Sample, film: np.ndarray, disturbed: Iterable[int] = ()) -> di
         raise ValueError(f"all of the scored frames 1..{last} are disturbed")
     seen, first = world.read(film), sample.ids[0]
     row = max((agreement(seen, right, first) for right in sample.films.values()), key=lambda a: a[alone[-1]])
+    still = (np.concatenate([*sample.films.values(), [*sample.options.values()]]) == first).all(0)
     between, own = [k for k in alone if k < last], sorted(disturbed - {0})
     found = {"whole": sample.score(film).total}
     found |= {"answer": float(row[last])} if last in alone else {}
     found |= {"motion": float(row[between].mean())} if between else {}
+    found["background"] = float((seen[alone] == first)[:, still].mean())
     found["others"] = found.get("answer", 1.0) * found.get("motion", 1.0)
     return found | ({"own": float(row[own].mean())} if own else {})
 
@@ -79,7 +82,8 @@ class Runs:
     """One puzzle, plain and under every edit, in S steps and F latent frames.
 
     plain: score of the plain film. falls: edit -> part -> fall of that part of the score, in [-1, 1], see `parts`; an
-    edit of all frames leaves none apart. left: noised step -> score of `leftover`.
+    edit of all frames keeps none apart. restarts: noised step i > 0 -> score of a plain run of the S - i steps that are
+    left then, which is what noise at step i would be if the schedule were told of it and began anew.
     """
 
     sample: Sample
@@ -87,7 +91,7 @@ class Runs:
     frames: int
     plain: float
     falls: dict[Edit, dict[str, float]] = field(repr=False)
-    left: dict[int, float] = field(repr=False)
+    restarts: dict[int, float] = field(repr=False)
 
 
 def edits(
@@ -118,28 +122,15 @@ def disturb(
     call = sample.inputs | settings(pipe) | call | dict(output_type="np")
     with record(pipe) as run:
         plain = pipe(**call, generator=seeded(seed)).frames[0]
-    falls, left = {}, {}
+    falls, restarts = {}, {}
     for edit, output in sweep(pipe, run, todo, **call):
         own = () if edit.frame is None else pixel_frames(edit.frame, pipe.vae_scale_factor_temporal)
         before, after = parts(sample, plain, own), parts(sample, output.frames[0], own)
         falls[edit] = {name: before[name] - after[name] for name in before}
-        if edit.frame is None and not edit.keep_estimate:
-            left[edit.step] = sample.score(leftover(run, edit.step, seed)).total
-    return Runs(sample, run.steps, run.latents.shape[2], sample.score(plain).total, falls, left)
-
-
-def leftover(run: Run, step: int, seed: int = 0) -> np.ndarray:
-    """The control "knows the answer": what noise at `step` must leave behind, whatever the model thinks.
-
-    After x_s = n, a velocity of the size the schedule expects, v = n - x0, ends at n - sigma (n - x0) = sigma x0 +
-    (1 - sigma) n. Here x0 is the plain run's own final film, so that nothing but the noise level is wrong. Decoded,
-    (T, H, W, 3).
-    """
-    noise = torch.randn(run.latents.shape, generator=torch.Generator().manual_seed(seed))
-    sigma = run.sigmas[step]
-    mixed = Run(pipe=run.pipe)
-    mixed.x0[0] = sigma * run.latents + (1 - sigma) * noise
-    return mixed.decode()[0, 0].numpy()
+        if edit.step and edit.frame is None and not edit.keep_estimate:
+            shorter = call | dict(num_inference_steps=run.steps - edit.step)
+            restarts[edit.step] = sample.score(pipe(**shorter, generator=seeded(seed)).frames[0]).total
+    return Runs(sample, run.steps, run.latents.shape[2], sample.score(plain).total, falls, restarts)
 
 
 def _fall(runs: Sequence[Runs], kind: tuple, part: str) -> np.ndarray:
@@ -151,13 +142,13 @@ def _fall(runs: Sequence[Runs], kind: tuple, part: str) -> np.ndarray:
     return np.array(rows)
 
 
-def by_step(runs: Sequence[Runs], renoised: bool = False) -> dict[int, np.ndarray]:
-    """Fall of the whole film's score under noise (or renoise) at each swept step, step -> (runs,)."""
+def by_step(runs: Sequence[Runs], renoised: bool = False, part: str = "whole") -> dict[int, np.ndarray]:
+    """Fall of one of the `parts` under noise (or renoise) in all frames at each swept step, step -> (runs,)."""
     steps = sorted({
         edit.step for run in runs for edit in run.falls
         if edit.step is not None and edit.frame is None and edit.keep_estimate == renoised
     })  # fmt: skip
-    return {step: _fall(runs, (step, None, renoised), "whole") for step in steps}
+    return {step: _fall(runs, (step, None, renoised), part) for step in steps}
 
 
 def by_frame(runs: Sequence[Runs], part: str = "others", renoised: bool = False) -> dict[int, np.ndarray]:

@@ -47,7 +47,7 @@ def test_noise_in_a_latent_frame_changes_its_own_pixels_and_no_others(pipe, maze
 
 
 def test_parts_of_a_right_film_are_all_one_and_noise_in_some_frames_hurts_only_those(maze):
-    assert parts(maze, maze.video) == {"whole": 1, "answer": 1, "motion": 1, "others": 1}
+    assert parts(maze, maze.video) == dict.fromkeys(("whole", "answer", "motion", "background", "others"), 1)
     film = maze.video.copy()
     film[pixel_frames(2)] = np.random.default_rng(0).random(film[pixel_frames(2)].shape)
     found = parts(maze, film, pixel_frames(2))
@@ -97,15 +97,19 @@ def test_disturb_scores_what_full_calls_under_inject_give(pipe, maze):
     assert "answer" not in runs.falls[cos.noise_at_frame(4)] and "own" not in runs.falls[cos.noise_at_frame(0)]
 
 
-def test_what_is_left_over_goes_from_the_plain_film_to_noise(pipe, maze):
-    with cos.record(pipe) as run:
-        pipe(**maze.inputs, **(cos.settings(pipe) | dict(num_inference_steps=4)), generator=cos.seeded(0))
-    run.latents = pipe.vae.encode_ids(torch.from_numpy(maze.ids[None]))
-    assert maze.score(perturb.leftover(run, 0)).total == 1  # sigma = 1: all of the noise is taken off
-    run.sigmas[3] = 0.0
-    assert maze.score(perturb.leftover(run, 3)).total < 0.1
-    assert np.array_equal(perturb.leftover(run, 2, seed=1), perturb.leftover(run, 2, seed=1))
-    assert not np.array_equal(perturb.leftover(run, 2, seed=1), perturb.leftover(run, 2, seed=2))
+def test_a_restart_is_a_plain_run_of_the_steps_that_are_left(pipe, maze):
+    runs = perturb.disturb(pipe, maze, edits([0, 3], []), seed=3, num_inference_steps=4)
+    call = maze.inputs | cos.settings(pipe) | dict(num_inference_steps=1, output_type="np")
+    film = pipe(**call, generator=cos.seeded(3)).frames[0]
+    assert runs.restarts == {3: maze.score(film).total}
+
+
+def test_the_background_is_what_no_answer_touches(maze):
+    walked = maze.video.copy()
+    walked[-1] = cos.mini.world.draw(list(maze.options.values())[-1])
+    assert parts(maze, walked)["background"] == 1  # a wrong answer is not a spoiled picture
+    walked[1:] = np.random.default_rng(0).random(walked[1:].shape)
+    assert parts(maze, walked)["background"] < 0.3
 
 
 def test_tables_and_measures_of_made_falls():
