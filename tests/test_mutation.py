@@ -123,6 +123,31 @@ CHANGES = {
         "ensemble.py", "list(range(keep, batch, group))", "list(range(group - 1 - keep, batch, group))",
         "test_ensemble.py::test_a_single_continuation_is_that_row_of_the_ensemble[a14b-euler-fp32]",
     ),
+    "an average over something else than seeds": Change(
+        "planning.py", "shared = (1 - sigma) * x0.mean(0, keepdim=True)", "shared = (1 - sigma) * x0.mean(1, keepdim=True)",
+        "test_planning.py::test_averages_do_what_the_formula_says[x0]",
+    ),
+    "the odd one out chosen": Change(
+        "planning.py", "return -distances(films)", "return distances(films)",
+        "test_planning.py::test_the_odd_one_out_is_not_chosen",
+    ),
+    # what a disturbance costs
+    "similarity for dissimilarity": Change(
+        "perturb.py", "1 - linear_cka(a, b)", "linear_cka(a, b)",
+        "test_perturb.py::test_dissimilarity_is_none_for_rotated_tokens_and_much_for_shuffled_ones",
+    ),
+    "damage per cell divided by the wrong number": Change(
+        "perturb.py", "step / runs[0].frames - frame / runs[0].steps", "step / runs[0].steps - frame / runs[0].frames",
+        "test_perturb.py::test_tables_and_measures_of_made_falls",
+    ),
+    "damage at the first step counted": Change(
+        "perturb.py", "table.items() if step > 0], 0)", "table.items() if step >= 0], 0)",
+        "test_perturb.py::test_tables_and_measures_of_made_falls",
+    ),
+    "a peak picked on the run that it is read on": Change(
+        "perturb.py", "(ends.sum(0) - ends) / (len(ends) - 1)", "ends / (len(ends) - 1)",
+        "test_perturb.py::test_a_peak_is_picked_on_the_other_runs",
+    ),
     # numbers and verdicts
     "CKA without centring": Change(
         "metrics.py", "a, b = a - a.mean(0), b - b.mean(0)", "a, b = a - 0, b - 0",

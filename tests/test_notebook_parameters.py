@@ -23,6 +23,7 @@ TINY = {
     "02_noise": dict(
         tasks=["find_shape"], puzzles=2, steps=3, noised=[0, 2], frames=[1], cell_puzzles=2, cell_steps=[1], example_step=1
     ),
+    "03_information_flow": dict(tasks=["find_shape"], puzzles=2, steps=3, noised=[0, 2], renoised=[2]),
     "10_ensemble": dict(
         tasks=["find_shape"], difficulty={}, puzzles=2, validation_puzzles=2, size=2, steps=3, merged_steps=[1], windows=2
     ),
