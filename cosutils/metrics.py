@@ -135,7 +135,10 @@ def bootstrap_interval(
     """
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or len(data) < 2 or not np.isfinite(data).all():
-        raise ValueError(f"an interval needs at least 2 finite values in one axis, got an array of shape {data.shape}")
+        finite = int(np.isfinite(data).sum())
+        raise ValueError(
+            f"an interval needs at least 2 values in one axis, all finite, got shape {data.shape} with {finite} finite"
+        )
     _check_level(level)
 
     def run(method: str) -> tuple[float, float]:

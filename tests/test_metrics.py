@@ -150,5 +150,7 @@ def test_intervals_refuse_bad_input():
         metrics.rate_interval(3, 2)
     with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
         metrics.rate_interval(1, 2, level=95)
-    with pytest.raises(ValueError, match="at least 2 finite values"):
+    with pytest.raises(ValueError, match=r"at least 2 values in one axis, all finite, got shape \(1,\) with 1 finite"):
         metrics.bootstrap_interval([1.0])
+    with pytest.raises(ValueError, match=r"got shape \(2,\) with 1 finite"):
+        metrics.bootstrap_interval([1.0, math.nan])

@@ -23,7 +23,9 @@ TINY = {
     "02_noise": dict(
         tasks=["find_shape"], puzzles=2, steps=3, noised=[0, 2], frames=[1], cell_puzzles=2, cell_steps=[1], example_step=1
     ),
-    "03_information_flow": dict(tasks=["find_shape"], puzzles=2, steps=3, noised=[0, 2], renoised=[2]),
+    "03_information_flow": dict(tasks=["find_shape"], puzzles=2, steps=6, noised=[0, 1, 4], renoised=[1]),
+    "04_working_memory": dict(tasks=["occlusion"], puzzles=2, swap_puzzles=2, steps=3, swap_depths=[0.5], swap_until=[0.5]),
+    "05_self_correction": dict(tasks=["find_shape"], puzzles=2, steps=3, first_seed=5),
     "10_ensemble": dict(
         tasks=["find_shape"], difficulty={}, puzzles=2, validation_puzzles=2, size=2, steps=3, merged_steps=[1], windows=2
     ),
@@ -34,7 +36,7 @@ WRONG = {
     "model": ("12_your_turn", dict(model="cos-maxi"), "ValueError: unknown model 'cos-maxi': choose 'cos-mini', an existing "),
     "task": ("00_setup", dict(tasks=["mase", "maze"]), "ValueError: unknown task 'mase'; tasks are maze, two_routes, "),
     "steps": ("00_setup", dict(steps=0), "ValueError: steps must be 1 or more, got 0"),
-    "puzzles": ("12_your_turn", dict(puzzles=1), "ValueError: an interval needs at least 2 finite values in one axis, got "),
+    "puzzles": ("12_your_turn", dict(puzzles=1), "ValueError: an interval needs at least 2 values in one axis, all finite, got "),
 }
 
 
