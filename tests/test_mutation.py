@@ -148,6 +148,27 @@ CHANGES = {
         "perturb.py", "(ends.sum(0) - ends) / (len(ends) - 1)", "ends / (len(ends) - 1)",
         "test_perturb.py::test_a_peak_is_picked_on_the_other_runs",
     ),
+    # behaviours along the steps
+    "repairs taken for damage": Change(
+        "behaviour.py", "return rows & ~before, before & ~rows", "return before & ~rows, rows & ~before",
+        "test_behaviour.py::test_turns_tell_repairs_from_damage",
+    ),
+    "nothing shown counted as right": Change(
+        "behaviour.py", "(trace.evidence.max(1) > 0)", "(trace.evidence.max(1) >= 0)",
+        "test_behaviour.py::test_right_answers_lead_and_nothing_shown_is_not_right",
+    ),
+    "the best step for the worst": Change(
+        "behaviour.py", "rows.mean(0).argmin()", "rows.mean(0).argmax()",
+        "test_behaviour.py::test_the_worst_step_is_the_one_with_the_lowest_rate",
+    ),
+    "an onset that need not hold": Change(
+        "behaviour.py", "good = np.flip(np.logical_and.accumulate(np.flip(np.asarray(share) >= level, -1), -1), -1)",
+        "good = np.asarray(share) >= level", "test_behaviour.py::test_an_onset_holds_to_the_end",
+    ),
+    "sign of the lag across frames": Change(
+        "behaviour.py", "known[-half:].mean() - known[:half].mean()", "known[:half].mean() - known[-half:].mean()",
+        "test_behaviour.py::test_switches_find_the_step_of_each_frame",
+    ),
     # numbers and verdicts
     "CKA without centring": Change(
         "metrics.py", "a, b = a - a.mean(0), b - b.mean(0)", "a, b = a - 0, b - 0",

@@ -23,9 +23,10 @@ TINY = {
     "02_noise": dict(
         tasks=["find_shape"], puzzles=2, steps=3, noised=[0, 2], frames=[1], cell_puzzles=2, cell_steps=[1], example_step=1
     ),
-    "03_information_flow": dict(tasks=["find_shape"], puzzles=2, steps=6, noised=[0, 1, 4], renoised=[1]),
+    "03_information_flow": dict(tasks=["find_shape"], puzzles=2, steps=6, noised=[0, 1, 5], renoised=[1]),
     "04_working_memory": dict(tasks=["occlusion"], puzzles=2, swap_puzzles=2, steps=3, swap_depths=[0.5], swap_until=[0.5]),
     "05_self_correction": dict(tasks=["find_shape"], puzzles=2, steps=3, first_seed=5),
+    "06_perception_before_action": dict(tasks=["maze"], puzzles=2, steps=3, first_seed=5),
     "10_ensemble": dict(
         tasks=["find_shape"], difficulty={}, puzzles=2, validation_puzzles=2, size=2, steps=3, merged_steps=[1], windows=2
     ),
