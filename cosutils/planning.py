@@ -85,8 +85,9 @@ class _Average(Tap):
         if self.what == "x0":
             x = shared + noise
         else:
-            scale = len(x) ** 0.5 if self.what == "rescaled" else 1.0
-            x = (shared + scale * noise.mean(0, keepdim=True)).expand_as(x).contiguous()
+            mean = noise.mean(0, keepdim=True)
+            scale = noise.square().mean().sqrt() / mean.square().mean().sqrt() if self.what == "rescaled" else 1.0
+            x = (shared + scale * mean).expand_as(x).contiguous()
         return x, f"average of {self.what}"
 
 
@@ -96,7 +97,7 @@ def average(pipe: Any, what: str, steps: Iterable[int] | int) -> Iterator[None]:
 
     what: "x0" gives all seeds the mean of their clean estimates x0hat (of the step before) and leaves each its own noise
     n; "latents" replaces x_s by its mean over the seeds, whose noise is too weak by the factor sqrt(K); "rescaled" is
-    the same with the noise brought back to its level. After the last two all seeds are one. steps: from 1 on, as step 0
+    the same with the noise brought back to the root mean square of the seeds' own. After these two all seeds are one. steps: from 1 on, as step 0
     has no estimate yet. A batch of one seed is left as it is. ValueError for another `what` or step.
     """
     if what not in AVERAGED:
