@@ -27,7 +27,7 @@ from .mini.tasks import Sample
 from .swap import swap
 
 __all__ = [
-    "Onsets", "confident", "frame_lag", "onset", "onsets", "rate", "right", "solved", "switches", "turns",
+    "Onsets", "confident", "frame_lag", "onset", "onsets", "rate", "rate_gap", "right", "solved", "switches", "turns",
     "twin_run", "unseen", "winner", "worst",
 ]  # fmt: skip
 
@@ -40,6 +40,21 @@ def rate(rows: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
     rows = np.asarray(rows, bool)
     value, low, high = rate_interval(rows.sum(), len(rows))
     return dict(value=value, low=low, high=high, n=len(rows), tolerance=max(0.02, (high - low) / 2))
+
+
+def rate_gap(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
+    """Difference of two rates over the same runs, both (n,) bool, in the form of `rate`.
+
+    Interval from the two Wilson intervals (Newcombe 1998, Stat. Med. 17:873, without the term for their correlation): two
+    events that were never seen do not make a difference of certainly zero.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"both rates are of the same runs, got {len(first)} and {len(second)}")
+    a, b = rate(first), rate(second)
+    value = a["value"] - b["value"]
+    low = value - np.hypot(a["value"] - a["low"], b["high"] - b["value"])
+    high = value + np.hypot(a["high"] - a["value"], b["value"] - b["low"])
+    return dict(value=value, low=float(low), high=float(high), n=a["n"], tolerance=max(0.02, float(high - low) / 2))
 
 
 def right(trace: Trace) -> np.ndarray:
@@ -165,7 +180,7 @@ class Onsets:
     """One run's onset steps of what/where and how, read with as many cells each.
 
     where: of the changed cells of the last frame. how: of equally many changed cells of the frames in motion, mean over
-    random draws. same: the same gap (how - where) with both roles drawn from the frames in motion, the control.
+    random draws. same: the control, a gap read in the same way with one of the frames in motion in place of the last.
     cells: how many cells each reading has. frames: (T,) onset of each frame's own changed cells, NaN without any.
     where_share, how_share: (S,) share of cells that look as in the end.
     """
@@ -190,8 +205,9 @@ def onsets(trace: Trace, level: float = 0.9, draws: int = 50) -> Onsets | None:
     A cell of a frame counts where the run's final film differs there from the given picture, and is settled when it is
     read as in the final film; an onset is the first step from which a share `level` of the cells is settled for good.
     What and where are read in the last frame. How is read in the frames in motion, those that differ from the given
-    picture and from the last frame, on random draws of as many cells as the last frame has (all, where there are fewer:
-    then the last frame's are drawn). None where the film has no frame in motion or fewer than two such cells.
+    picture and from the last frame, on random draws of as many cells as the last frame has (where there are fewer, all,
+    and the last frame's are drawn). For the control one frame in motion, drawn at random, stands in for the last frame
+    and the others for the motion. None where fewer than two frames are in motion or the last shows no change.
     """
     tiles = world.read(_films(trace))
     final, given = tiles[-1], trace.sample.ids[0]
@@ -199,23 +215,26 @@ def onsets(trace: Trace, level: float = 0.9, draws: int = 50) -> Onsets | None:
     moving = changed.any((1, 2)) & (final != final[-1]).any((1, 2))
     moving[0] = False
     where, how = settled[:, -1, changed[-1]], settled[:, moving][:, changed[moving]]
-    count = min(where.shape[1], how.shape[1] // 2)
-    if count < 1 or how.shape[1] < 2:
+    if moving.sum() < 2 or not where.shape[1]:
         return None
+    owner = np.nonzero(changed[moving])[0]  # the frame in motion that each cell of `how` lies in
     rng = np.random.default_rng(trace.sample.seed)
 
-    def drawn(cells: np.ndarray, start: int = 0) -> np.ndarray:
-        return onset(cells[:, start : start + count].mean(1), level)
+    cells = min(where.shape[1], how.shape[1])
+
+    def drawn(one: np.ndarray, other: np.ndarray) -> list[int]:
+        count = min(cells, one.shape[1], other.shape[1])
+        return [onset(rng.permutation(part, axis=1)[:, :count].mean(1), level) for part in (one, other)]
 
     rows = []
     for _ in range(draws):
-        one, other = rng.permutation(where, axis=1), rng.permutation(how, axis=1)
-        rows.append([drawn(one), drawn(other), drawn(other, count)])
-    first, second, third = np.mean(rows, 0)
+        stand_in = owner == rng.integers(moving.sum())
+        rows.append(drawn(where, how) + drawn(how[:, stand_in], how[:, ~stand_in]))
+    first, second, one, other = np.mean(rows, 0)
     frames = [onset(settled[:, t, now].mean(1), level) if now.any() else np.nan for t, now in enumerate(changed)]
     frames[0] = np.nan
     shares = where.mean(1), how.mean(1)
-    return Onsets(first, second, second - third, count, np.array(frames, float), *shares)
+    return Onsets(first, second, other - one, cells, np.array(frames, float), *shares)
 
 
 def _films(trace: Trace) -> np.ndarray:

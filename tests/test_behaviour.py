@@ -12,6 +12,7 @@ from cosutils.behaviour import (
     onset,
     onsets,
     rate,
+    rate_gap,
     right,
     solved,
     switches,
@@ -50,6 +51,15 @@ def test_a_rate_is_not_certain_where_all_rows_agree():
     found = rate([True] * 8)
     assert found["value"] == 1 and found["low"] == pytest.approx(0.6756, abs=1e-3) and found["n"] == 8
     assert rate([True, False])["tolerance"] > 0.02
+
+
+def test_a_gap_of_rates_is_not_certain_where_nothing_was_seen():
+    none = rate_gap([False] * 24, [False] * 24)
+    assert none["value"] == 0 and none["low"] == pytest.approx(-rate([False] * 24)["high"]) and none["high"] > 0.1
+    some = rate_gap([True] * 20 + [False] * 20, [False] * 38 + [True] * 2)
+    assert some["value"] == pytest.approx(0.45) and 0.25 < some["low"] < 0.45 < some["high"] < 0.65
+    with pytest.raises(ValueError, match="same runs"):
+        rate_gap([True], [True, False])
 
 
 def test_right_answers_lead_and_nothing_shown_is_not_right():
@@ -140,6 +150,16 @@ def test_onsets_tell_the_last_frame_from_the_motion(where, how):
     assert (found.where, found.how, found.gap) == (where, how, how - where)
     assert found.same == 0 and found.frames[-1] == where and np.isnan(found.frames[0])
     assert found.where_share[-1] == found.how_share[-1] == 1
+
+
+def test_the_control_of_onsets_sees_a_frame_that_settles_late():
+    sample = tasks.shelf.sample(3)
+    order = np.array([0] + [1] * 16)
+    order[3] = 5  # one of the frames in motion comes late: a gap between them, none to the last frame's rule
+    shown = np.arange(7)[:, None, None, None, None] >= order[:, None, None, None]
+    found = onsets(made(films=np.where(shown, sample.video, sample.video[0]), sample=sample), draws=200)
+    assert found.where == 1 and 1 < found.how < 5 and found.frames[3] == 5
+    assert abs(found.same) < 1.5 and found.same != 0
 
 
 def test_onsets_of_a_film_that_stands_still_and_of_a_trace_without_films():
