@@ -11,7 +11,7 @@ decoder is causal and lets a disturbed latent frame reach into the pixel frames 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
 
-from .capture import capture, raw
+from .capture import Capture, capture, raw
 from .chain import Trace, trace
 from .inject import Edit, noise_at, noise_at_frame, noise_at_step, renoise, sweep
 from .loading import seeded, settings
@@ -164,9 +164,10 @@ def by_frame(runs: Sequence[Runs], part: str = "others", renoised: bool = False)
 
 
 def by_cell(runs: Sequence[Runs], part: str = "others") -> np.ndarray:
-    """Fall of one of the `parts` under noise in a single (step, latent frame) cell, (runs, S, F); NaN: not swept."""
+    """Fall of one of the `parts` under noise in a single (step, latent frame) cell, (runs, S, F); NaN: no such cell."""
     steps, frames = runs[0].steps, runs[0].frames
-    return np.stack([[_fall(runs, (s, f, False), part) for f in range(frames)] for s in range(steps)]).transpose(2, 0, 1)
+    table = [[_fall(runs, (step, frame, False), part) for frame in range(frames)] for step in range(steps)]
+    return np.moveaxis(np.array(table), -1, 0)
 
 
 def measures(runs: Sequence[Runs]) -> dict[str, np.ndarray]:
@@ -224,12 +225,11 @@ def flow(
     """
     layers = [len(pipe.transformer.blocks) // 2] if layers is None else list(layers)
     arguments = sample.inputs | settings(pipe) | call | dict(output_type="latent")
-
     with record(pipe) as run, capture(pipe, layers, reduce=raw) as states:
         plain_trace = trace(pipe, sample, seed, **call)
     plain, steps = _read_outs(run, states), run.steps
 
-    def rows(edit_at, injected):
+    def rows(edit_at: Callable[[int, int], Edit], injected: Iterable[int]) -> dict[str, np.ndarray]:
         maps = {name: np.full((steps, steps), np.nan) for name in plain}
         for step in injected:
             with record(pipe, keep=("x0",)) as other, capture(pipe, layers, reduce=raw) as states:
@@ -241,7 +241,7 @@ def flow(
     return Flow(plain_trace, rows(noise_at_step, noised), rows(renoise, renoised), plain)
 
 
-def _read_outs(run: Run, states: Any) -> dict[str, torch.Tensor]:
+def _read_outs(run: Run, states: Capture) -> dict[str, torch.Tensor]:
     """Tokens (S, N, D) of every captured layer, and of the clean estimate, of a call with one video."""
     tokens = states.stack()[:, :, 0].float()
     found = {f"layer {layer}": tokens[:, k] for k, layer in enumerate(states.layers)}
