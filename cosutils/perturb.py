@@ -1,12 +1,12 @@
-"""What a disturbance costs (paper Sec. 3.2, Fig. 3): score tables by step and frame, and maps of CKA dissimilarity.
+"""What a disturbance costs (paper Sec. 3.2, Fig. 3): scores by step and frame, maps of CKA dissimilarity.
 
     runs = [disturb(pipe, tasks.maze.sample(k), edits(range(10), range(5))) for k in range(12)]
     by_step(runs).mean(0)          # fall of the score under noise at each step
     maps = [flow(pipe, tasks.maze.sample(k), range(10)) for k in range(12)]
 
-S steps, F latent frames. A *fall* is the plain run's score minus the disturbed run's, read on the same frames.
-Frames are told apart by the latent frame that they decode from. That is exact for the embedded codec; Wan's own
-decoder is causal and lets a disturbed latent frame reach into the pixel frames after it.
+S steps, F latent frames. A *fall* is the plain run's score minus the disturbed run's, read on the same
+frames. Frames are told apart by the latent frame that they decode from. That is exact for the embedded codec;
+Wan's own decoder is causal and lets a disturbed latent frame reach into the pixel frames after it.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def pixel_frames(frame: int, stride: int = 4) -> range:
 def parts(sample: Sample, film: np.ndarray, disturbed: Iterable[int] = ()) -> dict[str, float]:
     """Scores of `film` (T, H, W, 3), each in [0, 1], with the pixel frames in `disturbed` kept apart.
 
-    whole: of all frames, as `Sample.score` gives it. answer: of the last frame, motion: mean of the frames between
-    first and last, both of frames left alone; others: their product, a missing part left out. own: mean agreement
-    of the disturbed frames. background: share of the cells that no possible answer touches which show what they showed
-    in the given picture, over the scored frames left alone. A part without scored frames is missing; frame 0 is given
-    and never scored. The right film is the one nearest in the last frame left alone. ValueError where no scored frame
-    was left alone.
+    whole: of all frames, as `Sample.score` gives it. answer: of the last frame, motion: mean of the frames
+    between first and last, both of frames left alone; others: their product, a missing part left out. own:
+    mean agreement of the disturbed frames. background: share of the cells that no possible answer touches
+    which show what they showed in the given picture, over the scored frames left alone. A part without scored
+    frames is missing; frame 0 is given and never scored. The right film is the one nearest in the last frame
+    left alone. ValueError where no scored frame was left alone.
     """
     disturbed, last = set(disturbed), len(film) - 1
     alone = [k for k in range(1, last + 1) if k not in disturbed]
@@ -81,9 +81,10 @@ def parts(sample: Sample, film: np.ndarray, disturbed: Iterable[int] = ()) -> di
 class Runs:
     """One puzzle, plain and under every edit, in S steps and F latent frames.
 
-    plain: score of the plain film. falls: edit -> part -> fall of that part of the score, in [-1, 1], see `parts`; an
-    edit of all frames keeps none apart. restarts: noised step i > 0 -> score of a plain run of the S - i steps that are
-    left then, which is what noise at step i would be if the schedule were told of it and began anew.
+    plain: score of the plain film. falls: edit -> part -> fall of that part of the score, in [-1, 1], see
+    `parts`; an edit of all frames keeps none apart. restarts: noised step i > 0 -> score of a plain run of
+    the S - i steps that are left then, which is what noise at step i would be if the schedule were told of it
+    and began anew.
     """
 
     sample: Sample
@@ -100,9 +101,9 @@ def edits(
 ) -> list[Edit]:  # fmt: skip
     """The disturbances of Sec. 3.2 and their controls, as edits with noise from `seed`.
 
-    Noise and renoise of all latent frames at each of `steps`, noise at every step in each of `frames`, noise in single
-    `cells` (step, frame), renoise at every step in `renoised_frames`. At step 0, where there is no estimate yet, renoise
-    is noise and is left out.
+    Noise and renoise of all latent frames at each of `steps`, noise at every step in each of `frames`, noise
+    in single `cells` (step, frame), renoise at every step in `renoised_frames`. At step 0, where there is no
+    estimate yet, renoise is noise and is left out.
     """
     steps = list(steps)
     found = [noise_at_step(step, seed) for step in steps]
@@ -137,13 +138,15 @@ def _fall(runs: Sequence[Runs], kind: tuple, part: str) -> np.ndarray:
     """Falls (runs,) under the edit of `kind` = (step, frame, keep_estimate); NaN where a run lacks it."""
     rows = []
     for run in runs:
-        found = [fall for edit, fall in run.falls.items() if (edit.step, edit.frame, edit.keep_estimate) == kind]
+        found = [
+            fall for edit, fall in run.falls.items() if (edit.step, edit.frame, edit.keep_estimate) == kind
+        ]
         rows.append(found[0].get(part, np.nan) if found else np.nan)
     return np.array(rows)
 
 
 def by_step(runs: Sequence[Runs], renoised: bool = False, part: str = "whole") -> dict[int, np.ndarray]:
-    """Fall of one of the `parts` under noise (or renoise) in all frames at each swept step, step -> (runs,)."""
+    """Fall of one of the `parts` under noise (renoise) in all frames at each swept step, step -> (runs,)."""
     steps = sorted({
         edit.step for run in runs for edit in run.falls
         if edit.step is not None and edit.frame is None and edit.keep_estimate == renoised
@@ -152,7 +155,7 @@ def by_step(runs: Sequence[Runs], renoised: bool = False, part: str = "whole") -
 
 
 def by_frame(runs: Sequence[Runs], part: str = "others", renoised: bool = False) -> dict[int, np.ndarray]:
-    """Fall of one of the `parts` under noise (or renoise) in each swept latent frame at every step, frame -> (runs,).
+    """Fall of one of the `parts` under noise (renoise) in each latent frame at every step, frame -> (runs,).
 
     NaN where the part is missing: "own" of frame 0, "answer" of the last.
     """
@@ -164,7 +167,7 @@ def by_frame(runs: Sequence[Runs], part: str = "others", renoised: bool = False)
 
 
 def by_cell(runs: Sequence[Runs], part: str = "others") -> np.ndarray:
-    """Fall of one of the `parts` under noise in a single (step, latent frame) cell, (runs, S, F); NaN: no such cell."""
+    """Fall of one of the `parts` under noise in single (step, frame) cells, (runs, S, F); NaN: not swept."""
     steps, frames = runs[0].steps, runs[0].frames
     table = [[_fall(runs, (step, frame, False), part) for frame in range(frames)] for step in range(steps)]
     return np.moveaxis(np.array(table), -1, 0)
@@ -174,9 +177,9 @@ def measures(runs: Sequence[Runs]) -> dict[str, np.ndarray]:
     """The values judged by `data/claims.yaml` (noise.*), one for each run.
 
     step_damage, renoise_damage: mean fall over the swept steps but step 0, where noise is only another seed.
-    frame_damage: mean fall of the undisturbed frames' score over the noised latent frames that the model makes
-    (frame 0 repeats the given picture). cell_gap: the first per disturbed latent frame minus the last per disturbed
-    step, since the settings disturb F and S cells.
+    frame_damage: mean fall of the undisturbed frames' score over the noised latent frames that the model
+    makes (frame 0 repeats the given picture). cell_gap: the first per disturbed latent frame minus the last
+    per disturbed step, since the settings disturb F and S cells.
     """
 
     def late(table: dict[int, np.ndarray]) -> np.ndarray:
@@ -185,9 +188,12 @@ def measures(runs: Sequence[Runs]) -> dict[str, np.ndarray]:
     step = late(by_step(runs))
     frame = np.mean([fall for number, fall in by_frame(runs).items() if number > 0], 0)
     return dict(
-        step_damage=step, frame_damage=frame, step_minus_frame=step - frame,
-        cell_gap=step / runs[0].frames - frame / runs[0].steps, renoise_damage=late(by_step(runs, renoised=True)),
-    )  # fmt: skip
+        step_damage=step,
+        frame_damage=frame,
+        step_minus_frame=step - frame,
+        cell_gap=step / runs[0].frames - frame / runs[0].steps,
+        renoise_damage=late(by_step(runs, renoised=True)),
+    )
 
 
 # ---------------------------------------------------------------- Fig. 3 c
@@ -195,9 +201,9 @@ def measures(runs: Sequence[Runs]) -> dict[str, np.ndarray]:
 class Flow:
     """CKA dissimilarity of one puzzle's disturbed runs to its plain run.
 
-    noise, renoise: read-out -> (S, S), injected step x later step, in [0, 1], NaN where step < injected or not swept.
-    A read-out is "layer k" or "estimate". plain: the read-outs of the plain run, read-out -> (S, N, D). trace: the plain
-    run's `Trace`, for its commitment step.
+    noise, renoise: read-out -> (S, S), injected step x later step, in [0, 1], NaN where step < injected or
+    not swept. A read-out is "layer k" or "estimate". plain: the read-outs of the plain run, read-out -> (S,
+    N, D). trace: the plain run's `Trace`, for its commitment step.
     """
 
     trace: Trace
@@ -207,9 +213,10 @@ class Flow:
 
 
 def dissimilarity(plain: torch.Tensor, other: torch.Tensor) -> np.ndarray:
-    """1 - linear CKA of tokens (S, N, D) step by step, (S,) in [0, 1]: 0 = same geometry, 1 = nothing in common.
+    """1 - linear CKA of tokens (S, N, D) step by step, (S,) in [0, 1]: 0 same geometry, 1 nothing in common.
 
-    Rows are the N tokens of one film, so that CKA asks whether tokens that were alike are still alike. Paper Fig. 3c.
+    Rows are the N tokens of one film, so that CKA asks whether tokens that were alike are still alike. Paper
+    Fig. 3c.
     """
     return np.array([1 - linear_cka(a, b) for a, b in zip(plain, other, strict=True)])
 
@@ -220,8 +227,8 @@ def flow(
 ) -> Flow:  # fmt: skip
     """Trace `sample` plainly, then with noise (renoise) at each step of `noised` (`renoised`), and compare.
 
-    layers: blocks whose output tokens are read, default the middle one. The clean estimate is read too: rows are
-    latent cells, columns channels.
+    layers: blocks whose output tokens are read, default the middle one. The clean estimate is read too: rows
+    are latent cells, columns channels.
     """
     layers = [len(pipe.transformer.blocks) // 2] if layers is None else list(layers)
     arguments = sample.inputs | settings(pipe) | call | dict(output_type="latent")
@@ -251,8 +258,8 @@ def _read_outs(run: Run, states: Capture) -> dict[str, torch.Tensor]:
 def peaks(ends: np.ndarray) -> np.ndarray:
     """The swept step at which the *other* runs' mean is largest, for each run: (runs, S) -> (runs,) integers.
 
-    A maximum picked and read on the same run exceeds its neighbours by construction; one picked on other runs need not.
-    Columns of NaN (steps not swept) are passed over. ValueError for fewer than two runs.
+    A maximum picked and read on the same run exceeds its neighbours by construction; one picked on other runs
+    need not. Columns of NaN (steps not swept) are passed over. ValueError for fewer than two runs.
     """
     ends = np.asarray(ends, float)
     if ends.ndim != 2 or len(ends) < 2:
@@ -262,7 +269,7 @@ def peaks(ends: np.ndarray) -> np.ndarray:
 
 
 def unrelated(flows: Sequence[Flow], name: str) -> np.ndarray:
-    """Dissimilarity of the plain runs of two different puzzles, each and the next, (runs, S): what "destroyed" reads.
+    """Dissimilarity of plain runs of different puzzles, each and the next, (runs, S): how "destroyed" reads.
 
     ValueError for fewer than two runs.
     """
