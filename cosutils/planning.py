@@ -50,13 +50,13 @@ def passes(pipe: Any) -> Iterator[Passes]:
 
 
 def distances(films: np.ndarray) -> np.ndarray:
-    """Root mean square pixel distance of every two of K films (K, ...) in [0, 1]: (K, K), symmetric, 0 on the diagonal."""
+    """Root mean square pixel distance of every two of K films (K, ...) in [0, 1]: (K, K), symmetric."""
     flat = np.asarray(films, np.float64).reshape(len(films), -1)
     return np.sqrt(((flat[:, None] - flat[None]) ** 2).mean(-1))
 
 
 def closeness(films: np.ndarray) -> np.ndarray:
-    """Minus the mean distance of each of K >= 2 films (K, ...) to the others, (K,), at most 0; the largest is the medoid."""
+    """Minus the mean distance of each of K >= 2 films (K, ...) to the others: (K,), the largest is the medoid's."""
     if len(films) < 2:
         raise ValueError(f"agreement needs at least 2 films, got {len(films)}")
     return -distances(films).sum(1) / (len(films) - 1)
@@ -95,10 +95,11 @@ class _Average(Tap):
 def average(pipe: Any, what: str, steps: Iterable[int] | int) -> Iterator[None]:
     """Average the seeds of one batch in the states x_s that chosen steps begin with: s = (1 - sigma) x0hat + sigma n.
 
-    what: "x0" gives all seeds the mean of their clean estimates x0hat (of the step before) and leaves each its own noise
-    n; "latents" replaces x_s by its mean over the seeds, whose noise is too weak by the factor sqrt(K); "rescaled" is
-    the same with the noise brought back to the root mean square of the seeds' own. After these two all seeds are one. steps: from 1 on, as step 0
-    has no estimate yet. A batch of one seed is left as it is. ValueError for another `what` or step.
+    what: "x0" gives all seeds the mean of their clean estimates x0hat (of the step before) and leaves each its
+    own noise n; "latents" replaces x_s by its mean over the seeds, whose noise is too weak by the factor sqrt(K);
+    "rescaled" is the same with the noise brought back to the root mean square of the seeds' own. After these two
+    all seeds are one. steps: from 1 on, as step 0 has no estimate yet. A batch of one seed is left as it is.
+    ValueError for another `what` or step.
     """
     if what not in AVERAGED:
         raise ValueError(f"cannot average {what!r}: choose from {AVERAGED}")
