@@ -36,7 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cosutils.capture import capture, raw
-from cosutils.inject import inject, noise_at_step, sweep
+from cosutils.inject import inject, inject_each, noise_at_step
 from cosutils.loading import load, seeded, settings, use_preset
 from cosutils.metrics import bootstrap_interval
 from cosutils.mini import world
@@ -124,7 +124,7 @@ def sweep_ratio(pipe: WanImageToVideoPipeline, repeats: int) -> list[float]:
     def shared() -> None:
         with record(pipe) as run:
             pipe(**call(pipe))
-        for _ in sweep(pipe, run, edits, **call(pipe)):
+        for _ in inject_each(pipe, run, edits, **call(pipe)):
             pass
 
     return [seconds(pipe, shared) / seconds(pipe, naive) for _ in range(repeats)]

@@ -18,7 +18,7 @@ with quiet():  # its imports remark on a torchvision that nothing here needs
 
 from .capture import Capture, capture, projection, raw, region, tokens
 from .ensemble import ensemble, merge_then_single
-from .inject import Edit, inject, noise_at, noise_at_frame, noise_at_step, renoise, sweep
+from .inject import Edit, inject, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
 from .loading import load, seeded, settings, use_preset
 from .metrics import (
     Interval,
@@ -56,6 +56,7 @@ __all__ = [
     "figures",
     "flow_sigmas",
     "inject",
+    "inject_each",
     "linear_cka",
     "load",
     "merge_then_single",
@@ -75,7 +76,6 @@ __all__ = [
     "seeded",
     "settings",
     "swap",
-    "sweep",
     "tasks",
     "tokens",
     "use_preset",

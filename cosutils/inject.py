@@ -23,7 +23,7 @@ from torch import Tensor
 from ._scheduler import Hub, Tap, tapped
 from .record import Run, resume
 
-__all__ = ["Edit", "inject", "noise_at", "noise_at_frame", "noise_at_step", "renoise", "sweep"]
+__all__ = ["Edit", "inject", "inject_each", "noise_at", "noise_at_frame", "noise_at_step", "renoise"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def inject(pipe: WanImageToVideoPipeline, *edits: Edit) -> Iterator[tuple[Edit, 
         yield edits
 
 
-def sweep(
+def inject_each(
     pipe: WanImageToVideoPipeline, run: Run, edits: Iterable[Edit], **arguments: Any
 ) -> Iterator[tuple[Edit, Any]]:
     """Yield (edit, output) for every edit of the recorded `run`, computing only the steps from the edit on.

@@ -21,7 +21,7 @@ from diffusers import WanImageToVideoPipeline
 
 from .capture import Capture, capture, raw
 from .chain import Trace, trace
-from .inject import Edit, noise_at, noise_at_frame, noise_at_step, renoise, sweep
+from .inject import Edit, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
 from .loading import seeded, settings
 from .metrics import linear_cka
 from .mini import world
@@ -124,7 +124,7 @@ def disturb(
     with record(pipe) as run:
         plain = pipe(**call, generator=seeded(seed)).frames[0]
     falls, restarts = {}, {}
-    for edit, output in sweep(pipe, run, todo, **call):
+    for edit, output in inject_each(pipe, run, todo, **call):
         own = () if edit.frame is None else pixel_frames(edit.frame, pipe.vae_scale_factor_temporal)
         before, after = parts(sample, plain, own), parts(sample, output.frames[0], own)
         falls[edit] = {name: before[name] - after[name] for name in before}
@@ -240,7 +240,7 @@ def flow(
         maps = {name: np.full((steps, steps), np.nan) for name in plain}
         for step in injected:
             with record(pipe, keep=("x0",)) as other, capture(pipe, layers, reduce=raw) as states:
-                list(sweep(pipe, run, [edit_at(step, seed)], **arguments))
+                list(inject_each(pipe, run, [edit_at(step, seed)], **arguments))
             for name, tokens in _read_outs(other, states).items():
                 maps[name][step, step:] = dissimilarity(plain[name][step:], tokens)
         return maps

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from cosutils.inject import Edit, inject, noise_at, noise_at_frame, noise_at_step, renoise, sweep
+from cosutils.inject import Edit, inject, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
 from cosutils.record import record, resume
 
 
@@ -124,7 +124,7 @@ def test_a_sweep_from_recorded_steps_equals_full_runs(kind, solver):
     pipe = tiny.build(kind, solver)
     run = plain(pipe)
     edits = [noise_at_step(0), noise_at_step(3), renoise(2), noise_at(4, frame=1), noise_at_frame(2)]
-    for edit, output in sweep(pipe, run, edits, **tiny.call()):
+    for edit, output in inject_each(pipe, run, edits, **tiny.call()):
         assert torch.equal(output.frames, run_with(pipe, edit).latents), edit
 
 
@@ -132,7 +132,7 @@ def test_a_sweep_of_a_run_without_estimates_makes_them_anew():
     pipe = tiny.build("a14b")
     with record(pipe, keep=("x", "v")) as run:
         pipe(**tiny.call())
-    ((_, output),) = sweep(pipe, run, [renoise(2)], **tiny.call())
+    ((_, output),) = inject_each(pipe, run, [renoise(2)], **tiny.call())
     assert torch.equal(output.frames, run_with(pipe, renoise(2)).latents)
 
 
@@ -141,7 +141,7 @@ def test_a_sweep_shares_prefixes():
     pipe = tiny.build("wan21")
     run, forwards = plain(pipe), []
     pipe.transformer.register_forward_hook(lambda *_: forwards.append(1))
-    list(sweep(pipe, run, map(noise_at_step, range(5)), **tiny.call()))
+    list(inject_each(pipe, run, map(noise_at_step, range(5)), **tiny.call()))
     assert len(forwards) == 2 * (5 + 4 + 3 + 2 + 1)
 
 
