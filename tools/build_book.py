@@ -6,6 +6,7 @@
 2. papermill runs each notebook (found by glob, several at a time) with the parameters that
    `notebooks/params/<preset>.yaml` gives it: {notebook name without .ipynb: {parameter: value}}.
    A notebook or parameter name that does not exist is an error.
+   `make_explorer.py` computes the pictures of the explorer page beside them.
 3. `_build/manifest.json` says what ran, with which parameters, how long, and what failed.
 4. Jupyter Book builds the staged copy without executing anything; every warning is an error.
 5. `_build/html` (pages) and `_build/results` (numbers) are replaced only when all of that went well.
@@ -33,6 +34,7 @@ from refresh_notebooks import stamp_figures, write
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LITERALS = (bool, int, float, str, list)
+BINDER, COLAB = "https://mybinder.org", "https://colab.research.google.com"
 
 
 def preset_parameters(root: pathlib.Path, preset: str) -> dict[str, dict[str, Any]]:
@@ -69,7 +71,8 @@ def stage_tree(root: pathlib.Path, stage: pathlib.Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     if address := project.get("urls", {}).get("Repository"):
         config["repository"] = {"url": address, "branch": "main"}
-        config["html"] |= {"use_repository_button": True, "use_issues_button": True}
+        config["html"] |= {f"use_{name}_button": True for name in ("repository", "issues", "edit_page")}
+        config["launch_buttons"] |= {"binderhub_url": BINDER, "colab_url": COLAB}
     (stage / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
@@ -93,15 +96,28 @@ def run_notebook(source: pathlib.Path, target: pathlib.Path, parameters: dict[st
     return record | {"seconds": round(time.perf_counter() - start, 1)}
 
 
+def run_explorer(folder: pathlib.Path) -> dict[str, Any]:
+    """Compute the explorer's pictures into `folder` and say how it went, as `run_notebook` does."""
+    start = time.perf_counter()
+    command = [sys.executable, str(pathlib.Path(__file__).with_name("make_explorer.py")), str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    record = {"notebook": "explorer", "status": "failed" if run.returncode else "ok"}
+    if run.returncode:
+        record["error"] = run.stderr.strip()
+    return record | {"seconds": round(time.perf_counter() - start, 1)}
+
+
 def run_all(
     root: pathlib.Path, stage: pathlib.Path, chosen: dict[str, dict[str, Any]], workers: int
 ) -> list[dict[str, Any]]:
-    """Execute the chosen notebooks, `workers` at a time, each in a process of its own."""
-    with ProcessPoolExecutor(max_workers=max(1, min(workers, len(chosen)))) as pool:
+    """Execute the chosen notebooks and compute the explorer, `workers` at a time, each in a process of its own."""
+    with ProcessPoolExecutor(max_workers=max(1, min(workers, len(chosen) + 1))) as pool:
         jobs = [
             pool.submit(run_notebook, root / "notebooks" / f"{name}.ipynb", stage / "notebooks" / f"{name}.ipynb", values)
             for name, values in chosen.items()
         ]
+        if (stage / "book" / "explorer.md").is_file():
+            jobs.append(pool.submit(run_explorer, stage / "book" / "_static" / "explorer"))
         return [job.result() for job in jobs]
 
 

@@ -1,0 +1,81 @@
+"""Compute what the explorer page shows: the clean estimate of every step and frame, for some puzzles of every task.
+
+    python tools/make_explorer.py _build/stage/book/_static/explorer
+
+The folder gets one picture per run (`<task>-<seed>.jpg`: rows are denoising steps, columns are frames, one tile of 80 x 80 px
+each; the 8 x 8 blocks of a JPEG are the cells of the world) and `data.js`, which the page's script reads without a
+server. `tools/build_book.py` calls it.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+import cosutils as cos
+from cosutils import chain
+
+SEEDS = range(4)
+
+
+def sheet(films: np.ndarray) -> Image.Image:
+    """Films of one run (S, T, H, W, 3) in [0, 1] as one picture: rows are steps, columns are frames."""
+    steps, frames, height, width, _ = films.shape
+    pixels = np.rint(np.clip(films, 0, 1) * 255).astype(np.uint8)
+    return Image.fromarray(pixels.transpose(0, 2, 1, 3, 4).reshape(steps * height, frames * width, 3))
+
+
+def facts(trace: chain.Trace, picture: str) -> dict:
+    """What the page says about one run, JSON-ready; numbers rounded to what a curve can show."""
+    return {
+        "seed": trace.sample.seed,
+        "prompt": trace.sample.prompt,
+        "sheet": picture,
+        "answers": list(trace.sample.films),
+        "names": trace.names,
+        "evidence": np.round(trace.evidence, 3).tolist(),
+        "sigmas": np.round(trace.sigmas, 3).tolist(),
+        "scores": [round(score.total, 3) for score in trace.scores],
+        "solved": [bool(score.solved) for score in trace.scores],
+    }
+
+
+def make(folder: pathlib.Path, model: str = "cos-mini", names: Sequence[str] = cos.tasks.NAMES, seeds: range = SEEDS) -> float:
+    """Fill `folder` with the runs of the first held-out puzzles of every task; returns the seconds it took."""
+    start = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    pipe = cos.load(model)
+    pipe.set_progress_bar_config(disable=True)
+    tasks, tile = [], None
+    for task in names:
+        runs = []
+        for seed in seeds:
+            trace = chain.trace(pipe, cos.tasks.sample(task, seed), seed, keep_films=True)
+            name = f"{task}-{seed}.jpg"
+            sheet(trace.films).save(folder / name, quality=80, subsampling=0, optimize=True)
+            runs.append(facts(trace, name))
+            tile = trace.films.shape[1:4]
+        tasks.append({"name": task, "runs": runs})
+    data = {"model": model, "frames": tile[0], "height": tile[1], "width": tile[2], "tasks": tasks}
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    (folder / "data.js").write_text(f"window.cosExplorer = {text};\n", encoding="utf-8")
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--model", default="cos-mini")
+    arguments = parser.parse_args()
+    print(f"{arguments.folder}: {make(arguments.folder, arguments.model):.1f} s")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
