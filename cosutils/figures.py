@@ -33,6 +33,7 @@ __all__ = [
     "picture_grid",
     "show",
     "show_film",
+    "show_table",
     "signature",
     "step_frame_grid",
 ]
@@ -179,6 +180,54 @@ def show_film(frames: np.ndarray, name: str, alt: str, caption: str | None = Non
     )
     shape = "x".join(map(str, np.shape(frames)))
     display({"text/html": tag, "text/plain": f"film {name}: {alt}\n{shape}"}, raw=True, metadata={"cos": texts})
+
+
+def show_table(
+    head: Sequence[str],
+    groups: Mapping[str, Sequence[Sequence[str]]],
+    name: str,
+    alt: str,
+    caption: str | None = None,
+    merge: int = 2,
+    marks: Mapping[str, str] | None = None,
+) -> None:
+    """Display texts as a table that scrolls in its own box; name, alt and caption as in `show`.
+
+    head: names of the columns; groups: title (a line of its own above the rows, none where it is "") -> rows, each with
+    one text per column. In the first `merge` columns neighbours of a group that are equal so far share one cell. marks:
+    beginning of a text -> class that the book's style colours. The rows are the output's text too. Raises ValueError
+    where a row is too long or short.
+    """
+    from IPython.display import display
+
+    texts = _checked_texts(name, alt, caption)
+    parts = ["<thead><tr>", *(f'<th scope="col">{html.escape(word)}</th>' for word in head), "</tr></thead>"]
+    plain = [f"table {name}: {alt}", " | ".join(head)]
+    for title, rows in groups.items():
+        if wrong := [row for row in rows if len(row) != len(head)]:
+            raise ValueError(f"a row of {len(wrong[0])} texts in a table of {len(head)} columns: {wrong[0]}")
+        parts.append("<tbody>")
+        if title:
+            parts.append(f'<tr><th scope="rowgroup" colspan="{len(head)}">{html.escape(title)}</th></tr>')
+            plain.append(title)
+        for number, row in enumerate(rows):
+            parts.append("<tr>")
+            for column, text in enumerate(row):
+                begun = list(row[: column + 1])
+                if column < merge and number and list(rows[number - 1][: column + 1]) == begun:
+                    continue
+                same = 1
+                while column < merge and number + same < len(rows) and list(rows[number + same][: column + 1]) == begun:
+                    same += 1
+                mark = next((f' class="{c}"' for start, c in (marks or {}).items() if text.startswith(start)), "")
+                tag = 'th scope="row"' if column == 0 else "td"
+                parts.append(f'<{tag} rowspan="{same}"{mark}>{html.escape(text)}</{tag[:2]}>')
+            parts.append("</tr>")
+            plain.append("  " + " | ".join(row))
+        parts.append("</tbody>")
+    table = f'<table class="texts">{"".join(parts)}</table>'
+    box = f'<div class="table-box" role="region" tabindex="0" aria-label="{html.escape(alt)}">{table}</div>'
+    display({"text/html": box, "text/plain": "\n".join(plain)}, raw=True, metadata={"cos": texts})
 
 
 # ---------------------------------------------------------------- plots
