@@ -30,7 +30,8 @@ def on_processes(
 
     Where the calling process is killed, its workers end after the item they are at.
     """
-    context = get_context("spawn")
+    context = get_context("forkserver")  # the libraries are imported once, no worker inherits a used GPU
+    context.set_forkserver_preload(["cosutils.spec"])
     waiting, crew = deque((item, retries) for item in items), {}
 
     def give(line: connection.Connection, process: Any, number: int) -> None:

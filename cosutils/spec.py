@@ -41,8 +41,10 @@ from .record import Run, record
 from .results import weights_digest
 from .schedule import preset as named_preset
 
-__all__ = ["CONDITIONS", "MEASURES", "Folder", "complete", "identity", "key", "run_one", "write_json"]
+__all__ = ["CONDITIONS", "FIELDS", "MEASURES", "Folder", "complete", "identity", "key", "run_one", "write_json"]
 
+FIELDS = ("model", "preset", "device", "task", "seed", "sample", "size", "frames")
+FIELDS += ("noise_seed", "steps", "condition", "measures", "keep")
 CONDITIONS = {"plain": None, "noise_at_step": noise_at_step, "noise_at_frame": noise_at_frame, "renoise": renoise}
 
 
@@ -89,7 +91,7 @@ MEASURES: dict[str, Callable[[Any, np.ndarray, Run], float]] = {
 
 
 def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """`spec` with every default filled in; ValueError in one sentence for anything that is not allowed.
+    """`spec` with every default filled in, in the order of FIELDS; ValueError in one sentence for anything that is not allowed.
 
     model, preset: as `load` takes them. Either task and seed (a puzzle), or sample (a folder in the benchmark's layout,
     with size, default that of first_frame.png, and frames, default those of ground_truth.mp4 rounded up to 4k + 1).
@@ -98,11 +100,9 @@ def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
     measures: names in MEASURES, default score and solved of a puzzle, last_frame_error of a sample. keep: "latents" or
     None (default). device: "cpu" (default) or "cuda".
     """
-    allowed = ["model", "preset", "task", "seed", "sample", "size", "frames"]
-    allowed += ["noise_seed", "steps", "condition", "measures", "keep", "device"]
     for name in spec:
-        if name not in allowed:
-            raise ValueError(f"unknown field {name!r} in a spec; allowed are {', '.join(allowed)}")
+        if name not in FIELDS:
+            raise ValueError(f"unknown field {name!r} in a spec; allowed are {', '.join(FIELDS)}")
     for name in ("model", "preset"):
         if not isinstance(spec.get(name), str):
             raise ValueError(f"a spec needs {name} as text, got {spec.get(name)!r}")
@@ -136,7 +136,7 @@ def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"keep is 'latents' or left out, got {full['keep']!r}")
     if full["device"] not in ("cpu", "cuda"):
         raise ValueError(f"device is 'cpu' or 'cuda', got {full['device']!r}")
-    return full
+    return {name: full[name] for name in FIELDS if name in full}
 
 
 def identity(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ import yaml
 from . import cluster
 from .progress import progress
 from .results import measure, record_numbers
-from .spec import complete, key, run_one, write_json
+from .spec import FIELDS, complete, key, run_one, write_json
 
 __all__ = ["estimate", "main", "read", "summary", "sweep"]
 
@@ -97,7 +97,8 @@ def read(path: str | Path) -> dict[str, Any]:
     seconds = given.get("seconds_per_run")
     if seconds is not None and (isinstance(seconds, (bool, str)) or not seconds > 0):
         raise ValueError(f"seconds_per_run must be a positive number, got {seconds!r}")
-    grid = {name: _values(name, value) for name, value in given["grid"].items()}
+    order = (*FIELDS, *given["grid"])  # the model varies slowest: a process keeps only one
+    grid = {name: _values(name, given["grid"][name]) for name in order if name in given["grid"]}
     points = (dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values()))
     specs = {json.dumps(spec, sort_keys=True): spec for spec in map(complete, points)}
     out = Path(given.get("out") or Path("runs") / "sweeps" / path.stem)
@@ -135,7 +136,7 @@ def summary(specs: Iterable[Mapping[str, Any]], out: str | Path) -> str:
     out, specs = Path(out), [complete(spec) for spec in specs]
     varied = [
         name
-        for name in dict.fromkeys(name for spec in specs for name in spec)
+        for name in FIELDS
         if name == "condition" or name not in REPLICATES and len({spec.get(name) for spec in specs}) > 1
     ]
     cells: dict[str, dict[str, dict[Any, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
