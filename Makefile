@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: test book refresh browser-test lock clean
+.PHONY: test book pdf refresh browser-test lock clean
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -18,10 +18,14 @@ book: .venv/.installed
 refresh: .venv/.installed
 	$(BIN)/python tools/refresh_notebooks.py
 
-# load every built page in Chromium; needs the system's `chromium`
+# the whole book as _build/book.pdf; needs the system's `chromium`
+pdf: book
+	$(BIN)/python tools/make_pdf.py
+
+# read and operate every built page in Chromium; needs the system's `chromium`
 browser-test: .venv/.installed book
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]' --no-build-isolation
-	$(BIN)/python -m pytest tests/test_book.py -rs
+	$(BIN)/python -m pytest -n 0 tests/test_book.py tests/test_browser.py -rs
 
 # resolve the ranges of pyproject.toml afresh in an environment of its own and write constraints.txt
 lock:

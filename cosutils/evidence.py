@@ -133,7 +133,7 @@ def verdict_map(findings: Sequence[Finding]) -> Figure:
     """All verdicts as one picture: rows are claims, columns are tasks, the last one counts "supported of judged".
 
     Each cell holds a sign besides its colour; an empty cell was not measured, a sign in brackets rests on the default
-    run.
+    run. Claims that are not the paper's but controls of ours are marked so.
     """
     keys = list(dict.fromkeys(f.key for f in findings))
     present = {f.task for f in findings if f.task}
@@ -152,7 +152,9 @@ def verdict_map(findings: Sequence[Finding]) -> Figure:
         ax.text(len(tasks) - 0.35, row, text, ha="left", va="center", fontsize=8)
     ax.imshow(codes, cmap=ListedColormap(_COLOURS), vmin=-0.5, vmax=2.5, aspect="auto")
     ax.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks], rotation=45, ha="left", fontsize=8)
-    ax.set_yticks(range(len(keys)), [key.replace("_", " ").replace(".", ": ") for key in keys], fontsize=8)
+    ours = {f.key for f in findings if f.paper.startswith("none")}
+    names = [key.replace("_", " ").replace(".", ": ") + " (ours)" * (key in ours) for key in keys]
+    ax.set_yticks(range(len(keys)), names, fontsize=8)
     ax.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     ax.set_xticks(np.arange(len(tasks) + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(len(keys) + 1) - 0.5, minor=True)

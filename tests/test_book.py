@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import html.parser
-import importlib.util
 import pathlib
 import re
 import shutil
@@ -160,31 +159,3 @@ def test_every_notebook_has_its_page_with_numbered_figures():
         assert page.count('class="caption-number"') >= len(figures) > 0
         for figure in figures:
             assert f'id="{figure.name}"' in page
-
-
-@needs_book
-@pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no playwright: use `make browser-test`")
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="the system has no chromium")
-def test_every_page_is_quiet_and_offline_in_a_browser():
-    from playwright.sync_api import sync_playwright
-
-    noise: list[str] = []
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)
-        for scheme, width in (("light", 1400), ("dark", 390)):
-            tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            tab.on("pageerror", lambda error: noise.append(str(error)))
-            tab.on("console", lambda m: noise.append(m.text) if m.type in ("error", "warning") else None)
-            tab.on("requestfailed", lambda r: noise.append(f"failed: {r.url[:100]}"))
-            tab.on("request", lambda r: None if re.match("file:|data:|blob:", r.url) else noise.append(r.url[:100]))
-            for page in built_pages():
-                tab.goto(page.as_uri())
-                tab.wait_for_load_state("networkidle")
-                assert tab.evaluate("document.documentElement.scrollWidth") <= width, f"{page.name} at {width} px"
-        # from a file the search lists its hits; their excerpts need a server, so its console is not asked
-        tab = browser.new_page()
-        tab.goto((PAGES / "search.html").as_uri() + "?q=maze")
-        tab.wait_for_selector("#search-results li a", timeout=10_000)
-        browser.close()
-    assert not noise

@@ -121,14 +121,18 @@ def run_all(
         return [job.result() for job in jobs]
 
 
-def drop_live_code(pages: pathlib.Path) -> None:
-    """Remove the loader of the theme's live-code feature: the book does not use it, and it names a CDN (twice)."""
+def mend_pages(pages: pathlib.Path) -> None:
+    """Remove what the theme and Sphinx write and the book cannot want.
+
+    The loader of live code, which names a CDN (twice), and the list role of the bibliography, whose entries are none.
+    """
     for page in pages.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         text = re.sub(r"\s*<script>const THEBE_JS_URL.*?</script>", "", text, flags=re.S)
         text = re.sub(r'\s*<script[^>]*src="[^"]*sphinx-thebe\.js[^"]*"></script>', "", text)
         text = re.sub(r'\s*<script type="text/x-thebe-config">.*?</script>', "", text, flags=re.S)
         text = re.sub(r"\s*<script>kernelName = .*?</script>", "", text, flags=re.S)
+        text = text.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
         page.write_text(text, encoding="utf-8")
 
 
@@ -164,7 +168,7 @@ def build(root: pathlib.Path, preset: str, workers: int) -> int:
     if run.returncode:
         print(run.stdout, "the book was not built: see the warnings above", sep="\n", file=sys.stderr)
         return run.returncode
-    drop_live_code(stage / "_build" / "html")
+    mend_pages(stage / "_build" / "html")
     publish(stage / "_build" / "html", output / "html")
     if (stage / "runs").is_dir():
         publish(stage / "runs", output / "results")

@@ -1,0 +1,140 @@
+"""The built pages in Chromium: quiet, offline, within the window, operable by keyboard, readable for everybody."""
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import re
+import shutil
+
+import pytest
+
+PAGES = pathlib.Path(__file__).resolve().parents[1] / "_build" / "html"
+FOUND = sorted(page for page in PAGES.rglob("*.html") if "_static" not in page.parts)
+EXPLORER = PAGES / "book" / "explorer.html"
+OWN = "article.bd-article"  # what the book's authors write, as opposed to the theme's frame around it
+
+pytestmark = [
+    pytest.mark.skipif(not (PAGES / "index.html").is_file(), reason="the book is not built here: run `make book` first"),
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no playwright: use `make browser-test`"),
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="the system has no chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Function that opens a page; afterwards no page may have said or fetched anything that it should not."""
+    noise, tabs = [], []
+
+    def open_page(page: pathlib.Path, width: int = 1400, scheme: str = "light", query: str = ""):
+        tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        tabs.append(tab)
+        tab.on("pageerror", lambda error: noise.append(f"{page.name}: {error}"))
+        tab.on("console", lambda m: noise.append(f"{page.name}: {m.text}") if m.type in ("error", "warning") else None)
+        tab.on("requestfailed", lambda request: noise.append(f"{page.name}: failed {request.url[:100]}"))
+        tab.on("request", lambda r: None if re.match("file:|data:|blob:", r.url) else noise.append(r.url[:100]))
+        tab.set_default_timeout(120_000)
+        tab.goto(page.as_uri() + query)  # until it is loaded, pictures and all
+        tab.wait_for_timeout(200)  # for what scripts may ask for afterwards
+        return tab
+
+    yield open_page
+    for tab in tabs:
+        tab.close()
+    assert not noise
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
+@pytest.mark.parametrize("page", FOUND, ids=lambda page: page.stem)
+def test_a_page_is_quiet_offline_and_no_wider_than_the_window(opened, page, width, scheme):
+    tab = opened(page, width, scheme)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+
+
+@pytest.mark.parametrize("page", FOUND, ids=lambda page: page.stem)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_our_own_content_has_no_serious_accessibility_fault(opened, page, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: use `make browser-test`").Axe()
+    tab = opened(page, scheme=scheme)
+    if not tab.locator(OWN).count():
+        pytest.skip("a page of the theme, without content of ours")
+    found = axe.run(tab, context=OWN, options={"preload": False}).response["violations"]
+    grave = [v for v in found if v["impact"] in ("serious", "critical")]
+    faults = [f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:200]}" for v in grave]
+    assert not faults
+
+
+def test_the_search_lists_its_hits_from_a_file(opened):
+    tab = opened(PAGES / "search.html", query="?q=maze")
+    tab.wait_for_selector("#search-results li a")
+
+
+def picture(tab) -> bytes:
+    tab.wait_for_function("document.getElementById('explorer-picture').dataset.tile")
+    return tab.locator("#explorer-picture").screenshot()
+
+
+def test_the_explorers_sliders_follow_the_keyboard_and_change_the_picture(opened):
+    tab = opened(EXPLORER)
+    state = tab.locator("#explorer-state")
+    tab.focus("#explorer-step")
+    seen = {state.inner_text(): picture(tab)}
+    tab.keyboard.press("End")
+    seen[state.inner_text()] = picture(tab)
+    tab.focus("#explorer-frame")
+    tab.keyboard.press("Home")
+    seen[state.inner_text()] = picture(tab)
+    tab.keyboard.press("PageUp")
+    seen[state.inner_text()] = picture(tab)
+    assert len(seen) == 4 and len(set(seen.values())) == 4
+    assert state.get_attribute("aria-live") == "polite"
+    for name in ("task", "run", "step", "frame"):
+        assert tab.evaluate(f"document.getElementById('explorer-{name}').labels.length") == 1
+    order = []
+    tab.focus("#explorer-task")
+    for _ in range(5):
+        order.append(tab.evaluate("document.activeElement.id").removeprefix("explorer-"))
+        tab.keyboard.press("Tab")
+    assert order == ["task", "run", "play", "step", "frame"]
+
+
+def test_the_explorer_shows_every_run_of_every_task(opened):
+    tab = opened(EXPLORER)
+    seen = set()
+    for task in tab.locator("#explorer-task option").all():
+        tab.select_option("#explorer-task", task.get_attribute("value"))
+        for index in range(tab.locator("#explorer-run option").count()):
+            tab.select_option("#explorer-run", index=index)
+            tab.wait_for_function("document.getElementById('explorer-all').naturalWidth > 0")
+            tab.wait_for_function(
+                "document.getElementById('explorer-picture').dataset.tile.startsWith("
+                "document.getElementById('explorer-all').src.split('/').pop())")
+            curves = tab.locator("#explorer-curve path").count()
+            assert curves == tab.locator("#explorer-legend tbody tr").count() >= 2
+            seen.add(picture(tab))
+    assert tab.locator("#explorer-task option").count() == 10 and len(seen) >= 35
+
+
+def test_the_explorer_plays_stops_and_follows_a_click_on_the_sheet(opened):
+    tab = opened(EXPLORER)
+    picture(tab)
+    tab.click("#explorer-play")
+    tab.wait_for_function("document.getElementById('explorer-step').value >= 2")
+    tab.click("#explorer-play")
+    here = tab.input_value("#explorer-step")
+    tab.wait_for_timeout(1000)
+    assert tab.input_value("#explorer-step") == here
+    box = tab.locator("#explorer-all").bounding_box()
+    tab.locator("#explorer-all").click(position={"x": 1, "y": box["height"] / 20 * 2.5})
+    assert (tab.input_value("#explorer-step"), tab.input_value("#explorer-frame")) == ("2", "0")
