@@ -59,14 +59,15 @@ class Report:
     kit: Kit
 
     def numbers(self, prefix: str = "vbvr") -> dict[str, dict[str, float | int]]:
-        """Means with 95 % intervals as `results.record_numbers` takes them: "<prefix>/task_specific <role>", and
-        per split where the puzzles are of both."""
+        """Means with 95 % intervals (none for one puzzle) as `results.record_numbers` takes them:
+        "<prefix>/task_specific <role>", and per split where the puzzles are of both."""
         found = {}
         for role, values in self.scores.items():
             splits = sorted({name.split("/")[0] for name in values})
             for split in ["", *splits] if len(splits) > 1 else [""]:
                 chosen = [value for name, value in values.items() if name.startswith(split)]
-                found[f"{prefix}/task_specific {role} {split}".rstrip()] = measure(chosen)
+                entry = measure(chosen) if len(chosen) > 1 else {"value": chosen[0], "n": 1}
+                found[f"{prefix}/task_specific {role} {split}".rstrip()] = entry
         return found
 
     def table(self) -> str:
@@ -74,8 +75,8 @@ class Report:
         lines = [f"task_specific, mean [95 % interval]; OpenCV {self.kit.opencv}, kit {self.kit.digest}"]
         for name, entry in self.numbers("").items():
             name = name.removeprefix("/task_specific ")
-            interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]"
-            lines.append(f"{name:<40} {entry['value']:.3f}  {interval}  {entry['n']} puzzles")
+            interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if "low" in entry else ""
+            lines.append(f"{name:<40} {entry['value']:.3f}  {interval:<14}  {entry['n']} puzzles")
         return "\n".join(lines)
 
 
