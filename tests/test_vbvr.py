@@ -1,6 +1,5 @@
 """The benchmark's layout, read and written, on real samples of it; every damage is done to copies of these files."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -8,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_films import shorten, square
 from tiny import build
 
 import cosutils as cos
 from cosutils import vbvr
+from cosutils.films import _ffmpeg, read_film, write_film
 from cosutils.loading import data_folder
 from cosutils.mini.export import export
 
@@ -28,13 +29,6 @@ def copy(tmp_path):
     return tmp_path, tmp_path / SYMBOL
 
 
-def square(side, frames=9, seed=0):
-    """A film of smooth colours that h264 keeps well (frames, side, side, 3), uint8."""
-    y, x, t = np.meshgrid(*[np.linspace(0, 1, side)] * 2, np.linspace(0, 1, frames), indexing="ij")
-    film = np.stack([x, y, np.abs(np.sin(3 * t + x + seed))], -1).transpose(2, 0, 1, 3)
-    return np.uint8(film * 255)
-
-
 # ---------------------------------------------------------------- sizes
 def test_frames_and_sides_are_rounded_up_as_the_authors_do():
     assert [vbvr.frames_up(n) for n in (1, 2, 5, 22, 40, 41, 42, 96, 97)] == [1, 5, 5, 25, 41, 41, 45, 97, 97]
@@ -46,7 +40,7 @@ def test_frames_and_sides_are_rounded_up_as_the_authors_do():
 
 def test_a_real_answer_has_as_many_frames_as_we_would_ask_for():
     (puzzle,) = vbvr.read(TRUTH, tasks=["G-31"])
-    film = vbvr.read_film(vbvr.answer_path(puzzle, SAMPLES / "model-output"), 64)
+    film = read_film(vbvr.answer_path(puzzle, SAMPLES / "model-output"), 64)
     assert len(film) == puzzle.frames == 41 and len(puzzle.video) == 40
 
 
@@ -111,11 +105,6 @@ def test_a_missing_file_is_named(copy, name):
     (copy[1] / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"no {name} in .*00000"):
         vbvr.read(copy[0])
-
-
-def shorten(path, share):
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
 
 
 def damaged(name):
@@ -196,15 +185,6 @@ def test_folders_without_puzzles_say_so(tmp_path):
         vbvr.read(tmp_path, splits=["In-Domain_50", "Out-of-Domain_50"])
 
 
-def test_a_film_damaged_in_its_middle_is_refused(copy):
-    path = vbvr.write_film(square(128, 25), copy[0] / "film.mp4")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 400] = bytes(400)
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="film.mp4 is damaged"):
-        vbvr.read_film(path)
-
-
 # ---------------------------------------------------------------- custom puzzles
 def test_one_picture_and_a_prompt_make_a_puzzle(tmp_path):
     Image.new("RGB", (60, 30), (10, 200, 30)).save(tmp_path / "mine.png")
@@ -215,7 +195,7 @@ def test_one_picture_and_a_prompt_make_a_puzzle(tmp_path):
     for absent in ("final", "video", "truth"):
         with pytest.raises(ValueError, match="a picture and a prompt only"):
             getattr(puzzle, absent)
-    with pytest.raises(ValueError, match="no place in the benchmark: use write_film"):
+    with pytest.raises(ValueError, match="no place in the benchmark: use films.write_film"):
         vbvr.answer_path(puzzle, tmp_path)
 
 
@@ -237,34 +217,6 @@ def test_odd_custom_puzzles_are_refused(tmp_path):
 
 
 # ---------------------------------------------------------------- answers
-def test_films_are_square_short_groups_and_keep_their_colours(tmp_path):
-    film = square(96, 20)
-    path = vbvr.write_film(film, tmp_path / "deep" / "film.mp4", fps=16)
-    back = vbvr.read_film(path)
-    assert back.shape == film.shape and abs(back.astype(int) - film).mean() < 2
-    assert np.array_equal(vbvr.read_film(vbvr.write_film(film / 255, tmp_path / "float.mp4")), back)
-    told = vbvr._ffmpeg("-i", str(path), "-vf", "showinfo", "-f", "null", "-").stderr.decode()
-    keys = [int(n) for n in re.findall(r"n: *(\d+) .*iskey:1", told)]
-    assert keys[0] == 0 and max(np.diff(keys)) <= 8 and "h264" in told and "yuv420p" in told and "16 fps" in told
-    assert sorted(entry.name for entry in path.parent.iterdir()) == ["film.mp4"]
-
-
-@pytest.mark.parametrize(
-    "film, words",
-    [
-        (np.zeros((5, 32, 48, 3)), "square with even sides, not 48x32"),
-        (np.zeros((5, 33, 33, 3)), "square with even sides, not 33x33"),
-        (np.full((5, 32, 32, 3), 2.0), r"in \[0, 1\]"),
-        (np.full((5, 32, 32, 3), np.nan), "finite"),
-        (np.zeros((32, 32, 3)), r"not \(32, 32, 3\)"),
-    ],
-)
-def test_films_that_the_evaluator_would_misread_are_not_written(tmp_path, film, words):
-    with pytest.raises(ValueError, match=words):
-        vbvr.write_film(film, tmp_path / "film.mp4")
-    assert not any(tmp_path.iterdir())
-
-
 def test_answers_lie_where_the_evaluator_looks_and_finished_work_is_known(tmp_path):
     puzzles = vbvr.read(TRUTH, splits=["Out-of-Domain_50"], pixels=64)
     assert vbvr.missing(puzzles, tmp_path) == puzzles
@@ -279,8 +231,8 @@ def test_answers_lie_where_the_evaluator_looks_and_finished_work_is_known(tmp_pa
     shorten(path, 0.5)
     with pytest.raises(ValueError, match="00001.mp4 is"):
         vbvr.check_answers(puzzles, tmp_path)
-    shutil.copy(vbvr.write_film(square(64), tmp_path / "film.mp4"), path)
-    stretched = vbvr._ffmpeg("-y", "-i", str(tmp_path / "film.mp4"), "-vf", "scale=96:64", str(path))
+    shutil.copy(write_film(square(64), tmp_path / "film.mp4"), path)
+    stretched = _ffmpeg("-y", "-i", str(tmp_path / "film.mp4"), "-vf", "scale=96:64", str(path))
     assert stretched.returncode == 0
     with pytest.raises(ValueError, match="is 96x64: the evaluator would crop it"):
         vbvr.check_answers(puzzles, tmp_path)
@@ -292,5 +244,5 @@ def test_a_stock_pipeline_takes_a_puzzle_and_its_film_is_an_answer(tmp_path):
     out = pipe(**puzzle.inputs, num_inference_steps=2, guidance_scale=1.0, output_type="np",
                max_sequence_length=16, generator=torch.Generator().manual_seed(1))  # fmt: skip
     path = vbvr.save_answer(out.frames[0], puzzle, tmp_path)
-    assert vbvr.read_film(path).shape == (5, 32, 32, 3) and Path(path) == tmp_path / f"{GRAPH}.mp4"
+    assert read_film(path).shape == (5, 32, 32, 3) and Path(path) == tmp_path / f"{GRAPH}.mp4"
     vbvr.check_answers([puzzle], tmp_path)
