@@ -88,7 +88,7 @@ def run_notebook(source: pathlib.Path, target: pathlib.Path, parameters: dict[st
     try:
         papermill.execute_notebook(
             str(source), str(target), parameters=parameters, cwd=str(target.parent), kernel_name="python3",
-            progress_bar=False, execution_timeout=1800,
+            progress_bar=False, execution_timeout=7200,
         )
         write(stamp_figures(nbformat.read(target, 4)), target)
     except Exception as error:  # noqa: BLE001  whatever a notebook raises is its status; the build fails on it below
