@@ -138,7 +138,7 @@ def verdict_map(findings: Sequence[Finding]) -> Figure:
     keys = list(dict.fromkeys(f.key for f in findings))
     present = {f.task for f in findings if f.task}
     tasks = [name for name in NAMES if name in present] + sorted(present - set(NAMES))
-    codes = np.full((len(keys), len(tasks)), np.nan)
+    codes = np.full((len(keys), max(1, len(tasks))), np.nan)
     fig, ax = plt.subplots(figsize=(4.0 + 0.5 * len(tasks), 1.4 + 0.27 * len(keys)), layout="constrained")
     for f in findings:
         if f.task:

@@ -9,6 +9,7 @@ import sys
 
 import nbformat
 import pytest
+import yaml
 from nbformat import v4
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -102,6 +103,50 @@ def test_a_notebook_that_raises_is_recorded_as_failed_and_nothing_is_published(t
     manifest = (tree / "_build" / "manifest.json").read_text()
     assert '"status": "failed"' in manifest and "ZeroDivisionError" in manifest
     assert (tree / "_build" / "html" / "index.html").read_text() == "old"
+
+
+def test_buttons_appear_once_the_address_is_given(tools, tree):
+    """A whole build of a small book: without the address no page leads to it, with it every page has the buttons."""
+    shutil.copytree(ROOT / "book" / "_static", tree / "book" / "_static", ignore=shutil.ignore_patterns("explorer"))
+    shutil.copy(ROOT / "book" / "references.bib", tree / "book")
+    (tree / "book" / "index.md").write_text("# Small book\n\nOne page: [one](../notebooks/one.ipynb).\n")
+    nb = nbformat.read(tree / "notebooks" / "one.ipynb", 4)
+    nb.cells.insert(0, v4.new_markdown_cell("# One"))
+    nbformat.write(nb, tree / "notebooks" / "one.ipynb")
+    toc = {"format": "jb-book", "root": "book/index", "chapters": [{"glob": "notebooks/*"}]}
+    (tree / "_toc.yml").write_text(yaml.safe_dump(toc))
+    for name in ("_config.yml", "pyproject.toml"):
+        shutil.copy(ROOT / name, tree)
+    address = "https://github.com/someone/book"
+    for given in (False, True):
+        if given:
+            with (tree / "pyproject.toml").open("a") as file:
+                file.write(f'\n[project.urls]\nRepository = "{address}"\n')
+        assert tools[0].build(tree, "default", workers=1) == 0
+        page = (tree / "_build" / "html" / "notebooks" / "one.html").read_text()
+        links = ("mybinder.org/v2", "colab.research.google.com", f"{address}/edit/main/notebooks/one.ipynb", f"{address}/issues")
+        assert [link in page for link in links] == [given] * 4, links
+        assert "Fig. 1" in page and 'alt="one straight line"' in page
+
+
+def test_the_pdf_says_what_it_lacks(tools, tmp_path, monkeypatch):
+    import make_pdf
+
+    with pytest.raises(ValueError, match="nothing to print: run `make book` first"):
+        make_pdf.single_page(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="no Chromium found .*`apt install chromium"):
+        make_pdf.chromium()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="the system has no chromium")
+def test_a_page_is_printed(tools, tmp_path):
+    import make_pdf
+
+    (tmp_path / "page.html").write_text("<title>one</title><p>one line")
+    make_pdf.print_page(tmp_path / "page.html", tmp_path / "new" / "page.pdf")
+    assert (tmp_path / "new" / "page.pdf").read_bytes().startswith(b"%PDF")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["page.pdf"]
 
 
 def test_publishing_replaces_the_whole_folder(tools, tmp_path):

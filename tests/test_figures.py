@@ -177,3 +177,19 @@ def test_candidates_mark_the_answer():
         figures.candidate_curves(ax, range(4), evidence, names, "cell 9")
     with pytest.raises(ValueError, match=r"\(3, 9\)"):
         figures.candidate_curves(ax, range(3), evidence, names, "cell 4")
+
+
+def test_table_shares_equal_cells_marks_and_escapes_texts():
+    rows = [["maze", "ok", "a < b"], ["maze", "ok", "2"], ["shelf", "ok", "3"]]
+    with capture_output() as captured:
+        figures.show_table(["task", "verdict", "value"], {"Claim": rows}, "claims", "table of three rows", marks={"ok": "good"})
+    (output,) = captured.outputs
+    shown = output.data["text/html"]
+    assert shown.count("<tr>") == 5 and 'tabindex="0"' in shown and 'aria-label="table of three rows"' in shown
+    assert '<th scope="row" rowspan="2">maze</th><td rowspan="2" class="good">ok</td>' in shown
+    assert '<th scope="row" rowspan="1">shelf</th><td rowspan="1" class="good">ok</td>' in shown
+    assert '<th scope="rowgroup" colspan="3">Claim</th>' in shown and "a &lt; b" in shown
+    assert output.data["text/plain"].splitlines()[-1] == "  shelf | ok | 3"
+    assert output.metadata["cos"]["name"] == "claims"
+    with pytest.raises(ValueError, match="a row of 2 texts in a table of 3 columns"):
+        figures.show_table(["a", "b", "c"], {"": [["1", "2"]]}, "bad", "table of one row")

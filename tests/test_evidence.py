@@ -1,0 +1,92 @@
+"""The evidence page's judgement from two folders of records, its table and its picture."""
+from __future__ import annotations
+
+import json
+
+import matplotlib.pyplot as plt
+import pytest
+
+from cosutils import evidence
+from cosutils.results import record_numbers
+
+CLAIMS = """
+noise.step: {paper: Sec. 3.2, claim: Noise hurts., evidence: scores, measures: {damage: [0.25, 1.0]}}
+noise.again: {paper: "none, our control", claim: So does new noise., evidence: none, measures: {again: [0.1, .inf], late: [0, 1]}}
+layers.order: {paper: Sec. 5.1, claim: Layers differ., evidence: pictures, measures: {rank: [0.5, 1.0]}}
+"""
+
+
+def number(low, high, n=60):
+    return dict(value=(low + high) / 2, low=low, high=high, n=n)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Claims, a default run on two tasks, a full run on one of them."""
+    (tmp_path / "claims.yaml").write_text(CLAIMS)
+    small = {"maze/damage": number(0.2, 0.4), "maze/again": number(0.2, 0.4), "shelf/damage": number(0, 0.1)}
+    record_numbers(tmp_path / "small", "02_noise", small, {"seeds": list(range(60)), "model": "none"})
+    record_numbers(tmp_path / "full", "02_noise", {"maze/damage": number(0.3, 0.32, 200)})
+    return tmp_path / "full", tmp_path / "small", tmp_path / "claims.yaml"
+
+
+def test_the_full_run_decides_and_the_default_run_where_there_is_none(folders):
+    found = evidence.gather(*folders)
+    got = [(f.key, f.task, f.verdict, f.run) for f in found]
+    assert got == [
+        ("noise.step", "maze", "supported", "full"),
+        ("noise.step", "shelf", "not supported", "default"),
+        ("noise.again", "maze", "undecided", "default"),
+        ("layers.order", "", "not measured", ""),
+    ]
+    full, default, span = found[0].rows["damage"]
+    assert (full["n"], default["n"], span) == (200, 60, (0.25, 1.0))
+    assert found[2].rows["late"] == (None, None, (0, 1))
+    assert evidence.counts(found) == {"supported": 1, "undecided": 1, "not supported": 1, "not measured": 1}
+
+
+def test_without_any_record_every_claim_is_not_measured(folders, tmp_path):
+    found = evidence.gather(tmp_path / "none", tmp_path / "nowhere", folders[2])
+    assert [f.verdict for f in found] == ["not measured"] * 3
+    evidence.verdict_map(found)
+    plt.close("all")
+
+
+def test_two_records_of_a_section_are_refused(folders):
+    (folders[1] / "03_noise.json").write_text((folders[1] / "02_noise.json").read_text())
+    with pytest.raises(ValueError, match="2 records of noise in .*02_noise.json, 03_noise.json"):
+        evidence.gather(*folders)
+
+
+def test_the_table_tells_numbers_ranges_and_which_run_judged(folders):
+    found = evidence.gather(*folders)
+    head, groups = evidence.section_table(found, "noise")
+    first, second = groups.values()
+    assert "Sec. 3.2; its evidence: scores" in list(groups)[0]
+    assert first[0] == ["maze", "✓ supported", "damage", "0.25 to 1", "0.31 [0.30, 0.32], N = 200", "0.30 [0.20, 0.40], N = 60"]
+    assert first[1][1] == "✗ not supported (default run)" and first[1][4] == "–"
+    assert [row[3] for row in second] == ["≥ 0.1", "0 to 1"] and len(head) == 6
+    with pytest.raises(ValueError, match="no claim of section 'ensemble'"):
+        evidence.section_table(found, "ensemble")
+
+
+def test_the_map_shows_a_sign_for_every_verdict(folders):
+    fig = evidence.verdict_map(evidence.gather(*folders))
+    (ax,) = fig.axes
+    cells = {(int(t.get_position()[0]), int(t.get_position()[1])): t.get_text() for t in ax.texts if t.get_ha() == "center"}
+    assert cells == {(0, 0): "✓", (1, 0): "(✗)", (0, 1): "(?)"}
+    assert [t.get_text() for t in ax.texts if t.get_ha() == "left"] == ["1 of 2", "0 of 1", "not measured"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["noise: step", "noise: again (ours)", "layers: order"]
+    plt.close(fig)
+
+
+def test_origin_tells_shipped_weights_from_others(folders, tmp_path):
+    path = folders[0] / "02_noise.json"
+    record = json.loads(path.read_text())
+    record["provenance"] |= {"weights": "abc"}
+    path.write_text(json.dumps(record))
+    rows = evidence.origin({"full": folders[0], "default": folders[1]}, "cos-mini")
+    assert [row[:3] for row in rows] == [
+        ["02_noise", "default", "– (not recorded)"], ["02_noise", "full", "abc (other weights)"],
+    ]
+    assert "seeds 0..59" in rows[0][3] and "torch" in rows[0][4]
