@@ -6,6 +6,7 @@
 
     out/runs/<key>.json               spec, values of the measures, provenance of the run
     out/runs/<key>.safetensors        the final latents, for keep "latents"
+    out/runs/<key>.mp4                the video, for keep "video"
     out/timings/<key>.json            its seconds, without loading the model
 
 Many of them at once: `cosutils.sweep`.
@@ -19,20 +20,20 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from dataclasses import asdict
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 from diffusers import WanImageToVideoPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from PIL import Image
 from safetensors.torch import save
 
+from . import vbvr
+from .films import write_film
 from .inject import Edit, inject, noise_at_frame, noise_at_step, renoise
 from .loading import load, seeded, settings
 from .metrics import commitment_step
@@ -41,36 +42,13 @@ from .record import Run, record
 from .results import weights_digest
 from .schedule import preset as named_preset
 
-__all__ = ["CONDITIONS", "FIELDS", "MEASURES", "Folder", "complete", "identity", "key", "run_one", "write_json"]
+__all__ = ["CONDITIONS", "FIELDS", "MEASURES", "complete", "identity", "key", "run_one", "write_json"]
 
 FIELDS = ("model", "preset", "device", "task", "seed", "sample", "size", "frames")
 FIELDS += ("noise_seed", "steps", "condition", "measures", "keep")
+SAMPLE_FILES = (".png", ".txt", ".mp4")
+State = tuple[tuple[Path, str, int, int], ...]  # of files: path, name, size, time of change
 CONDITIONS = {"plain": None, "noise_at_step": noise_at_step, "noise_at_frame": noise_at_frame, "renoise": renoise}
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A sample in the layout of the VBVR benchmark: first_frame.png, prompt.txt, and the truth to compare with.
-
-    size: pixels of the square video; frames: its length, 4k + 1.
-    """
-
-    path: Path
-    size: int
-    frames: int
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """Keyword arguments for a stock image-to-video pipeline."""
-        prompt = (self.path / "prompt.txt").read_text(encoding="utf-8").strip()
-        image = Image.open(self.path / "first_frame.png").convert("RGB")
-        return dict(image=image, prompt=prompt, height=self.size, width=self.size, num_frames=self.frames)
-
-    @cached_property
-    def video(self) -> np.ndarray:
-        """The true last frame alone, (1, H, W, 3) in [0, 1]."""
-        picture = Image.open(self.path / "final_frame.png").convert("RGB").resize((self.size, self.size))
-        return np.asarray(picture, dtype=np.float32)[None] / 255
 
 
 def _commitment(sample: tasks.Sample, film: np.ndarray, run: Run) -> int:
@@ -91,14 +69,15 @@ MEASURES: dict[str, Callable[[Any, np.ndarray, Run], float]] = {
 
 
 def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """`spec` with every default filled in, in the order of FIELDS; ValueError in one sentence for anything that is not allowed.
+    """`spec` with every default filled in, in the order of FIELDS; ValueError (FileNotFoundError for a
+    missing sample) in one sentence for anything that is not allowed.
 
-    model, preset: as `load` takes them. Either task and seed (a puzzle), or sample (a folder in the benchmark's layout,
-    with size, default that of first_frame.png, and frames, default those of ground_truth.mp4 rounded up to 4k + 1).
+    model, preset: as `load` takes them. Either task and seed (a puzzle), or sample (a folder <split>/<task>/<00000> in
+    the benchmark's layout, see `vbvr`, with size in pixels, default 480, and frames, default the true film's rounded up).
     noise_seed: default 0; the initial noise is drawn from noise_seed + seed, and so is the noise of the condition.
     steps: default the preset's. condition: "plain" (default) or "noise_at_step 12", "noise_at_frame 3", "renoise 12".
-    measures: names in MEASURES, default score and solved of a puzzle, last_frame_error of a sample. keep: "latents" or
-    None (default). device: "cpu" (default) or "cuda".
+    measures: names in MEASURES, default score and solved of a puzzle, last_frame_error of a sample. keep: "latents", "video"
+    or None (default). device: "cpu" (default) or "cuda".
     """
     for name in spec:
         if name not in FIELDS:
@@ -116,7 +95,8 @@ def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
         full["seed"] = _whole(spec, "seed", None)
         tasks.get(spec["task"])
     else:
-        full["size"], full["frames"] = _dimensions(spec)
+        full["sample"], full["size"] = str(spec["sample"]), _whole(spec, "size", 480, least=1)
+        full["frames"] = _sample(full["sample"], full["size"], spec.get("frames")).frames
     full["noise_seed"] = _whole(spec, "noise_seed", 0)
     full["steps"] = _whole(spec, "steps", named_preset(spec["preset"]).steps, least=1)
     full["condition"] = spec.get("condition", "plain")
@@ -132,8 +112,8 @@ def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
             kind = "puzzle" if "task" in spec else "sample folder"
             raise ValueError(f"unknown measure {name!r} for a {kind}; allowed are {', '.join(usable)}")
     full["keep"], full["device"] = spec.get("keep"), spec.get("device", "cpu")
-    if full["keep"] not in (None, "latents"):
-        raise ValueError(f"keep is 'latents' or left out, got {full['keep']!r}")
+    if full["keep"] not in (None, "latents", "video"):
+        raise ValueError(f"keep is 'latents', 'video' or left out, got {full['keep']!r}")
     if full["device"] not in ("cpu", "cuda"):
         raise ValueError(f"device is 'cpu' or 'cuda', got {full['device']!r}")
     return {name: full[name] for name in FIELDS if name in full}
@@ -151,7 +131,7 @@ def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
         puzzle = tasks.sample(spec["task"], spec["seed"])
         content = hashlib.sha256(puzzle.prompt.encode() + puzzle.ids.tobytes()).hexdigest()[:16]
     else:
-        content = _digest(_state(Path(spec["sample"]), (".png", ".txt", ".mp4")))
+        content = _digest(_state(Path(spec["sample"]), SAMPLE_FILES))
     return {
         "spec": spec,
         "preset": asdict(named_preset(spec["preset"])),
@@ -181,7 +161,7 @@ def run_one(spec: Mapping[str, Any], out: str | Path) -> Path:
     if "task" in spec:
         sample = tasks.sample(spec["task"], spec["seed"])
     else:
-        sample = Folder(Path(spec["sample"]), spec["size"], spec["frames"])
+        sample = _sample(spec["sample"], spec["size"], spec["frames"])
     pipe = _pipeline(spec["model"], facts["weights"], spec["preset"], spec["device"])
     call = settings(pipe) | {"num_inference_steps": spec["steps"]} | sample.inputs
     edit, start = _edit(spec), time.perf_counter()
@@ -193,6 +173,8 @@ def run_one(spec: Mapping[str, Any], out: str | Path) -> Path:
     seconds = time.perf_counter() - start
     if spec["keep"] == "latents":
         _write(path.with_suffix(".safetensors"), save({"latents": run.latents}))
+    elif spec["keep"] == "video":
+        write_film(film, path.with_suffix(".mp4"))
     write_json(out / "timings" / path.name, {"seconds": seconds, "steps": spec["steps"]})
     write_json(path, {**facts, "values": values, "run": run.info})
     return path
@@ -227,25 +209,21 @@ def _edit(spec: Mapping[str, Any]) -> Edit | None:
     return CONDITIONS[name](int(number), spec["noise_seed"] + spec.get("seed", 0))
 
 
-def _dimensions(spec: Mapping[str, Any]) -> tuple[int, int]:
-    """Size and frames of a spec with a sample folder."""
-    folder = Path(str(spec["sample"]))
-    needed = ["first_frame.png", "prompt.txt", "final_frame.png"] + ["ground_truth.mp4"] * ("frames" not in spec)
-    for name in needed:
-        if not (folder / name).is_file():
-            raise ValueError(f"no {name} in {folder}: a sample folder holds {', '.join(needed)}")
-    with Image.open(folder / "first_frame.png") as picture:
-        if picture.width != picture.height:
-            raise ValueError(f"{folder}/first_frame.png has {picture.width}x{picture.height} pixels: videos are square")
-        size = _whole(spec, "size", picture.width // 16 * 16, least=16)
-    if size % 16:
-        raise ValueError(f"size must be a multiple of 16 pixels, got {size}")
-    frames = spec.get("frames")
-    if frames is None:
-        frames = -(-(imageio_ffmpeg.count_frames_and_secs(str(folder / "ground_truth.mp4"))[0] - 1) // 4) * 4 + 1
-    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1 or frames % 4 != 1:
-        raise ValueError(f"frames must be 4k + 1 (1, 5, 9, ...), got {frames!r}")
-    return size, frames
+def _sample(folder: str | Path, pixels: int, frames: int | None) -> vbvr.Puzzle:
+    """The puzzle at <root>/<split>/<task>/<00000>; its whole task is checked, once per process and state."""
+    path = Path(folder)
+    if len(path.parts) < 3:
+        raise ValueError(f"sample must be a folder <split>/<task>/<00000> in the benchmark's layout, got {str(path)!r}")
+    state = _state(path.parent, SAMPLE_FILES) if path.is_dir() else ()
+    for puzzle in _task(path.parents[2], *path.parts[-3:-1], pixels, frames, state):
+        if puzzle.folder == path:
+            return puzzle
+    raise FileNotFoundError(f"no sample {path}")
+
+
+@lru_cache(maxsize=256)
+def _task(root: Path, split: str, task: str, pixels: int, frames: int | None, state: State) -> list[vbvr.Puzzle]:
+    return vbvr.read(root, [split], [task], pixels=pixels, frames=frames)
 
 
 def _weights(model: str) -> str:
@@ -263,14 +241,14 @@ def _weights(model: str) -> str:
         ) from error
 
 
-def _state(folder: Path, endings: tuple[str, ...]) -> tuple[tuple[Path, str, int, int], ...]:
+def _state(folder: Path, endings: tuple[str, ...]) -> State:
     """Path, name, size and time of change of the files in `folder`: the same state needs no second hashing."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in endings and path.is_file())
     return tuple((p, p.relative_to(folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
 
 
 @lru_cache(maxsize=4096)
-def _digest(state: tuple[tuple[Path, str, int, int], ...]) -> str:
+def _digest(state: State) -> str:
     total = hashlib.sha256()
     for path, name, _, _ in state:
         with path.open("rb") as file:

@@ -19,6 +19,7 @@ the sweep adds
 
     out/failed/<key>.json             spec and error of a run that failed; the next start tries it again
     out/summary.json                  mean and interval of every measure in every condition
+    out/answers/<condition>/          for samples with keep "video": the layout the official evaluator reads
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import re
 import sys
 from collections import defaultdict
@@ -43,10 +45,11 @@ from .progress import progress
 from .results import measure, record_numbers
 from .spec import FIELDS, complete, key, run_one, write_json
 
-__all__ = ["estimate", "main", "read", "summary", "sweep"]
+__all__ = ["answers", "estimate", "main", "read", "summary", "sweep"]
 
 RANGES = ("seed", "noise_seed", "steps", "condition")  # fields that may be written 0..59
-REPLICATES = ("seed", "noise_seed", "sample", "frames", "measures", "keep")  # every other field tells conditions apart
+CASES = ("seed", "sample", "frames", "measures", "keep")  # every other field tells conditions apart
+REPLICATES = (*CASES, "noise_seed")
 
 
 def sweep(
@@ -72,7 +75,7 @@ def sweep(
             write_json(out / "failed" / f"{name}.json", {"spec": spec, "error": error.splitlines()})
     for name in every.keys() - errors.keys():
         (out / "failed" / f"{name}.json").unlink(missing_ok=True)
-        for left in out.glob(f"*/.{name}.*.tmp"):  # of a process that was killed
+        for left in out.glob(f"*/.{name}.*"):  # of a process that was killed
             left.unlink(missing_ok=True)
     return errors
 
@@ -134,19 +137,14 @@ def summary(specs: Iterable[Mapping[str, Any]], out: str | Path) -> str:
     independent cases. A condition is named by the fields that differ between the specs. ValueError if none is finished.
     """
     out, specs = Path(out), [complete(spec) for spec in specs]
-    varied = [
-        name
-        for name in FIELDS
-        if name == "condition" or name not in REPLICATES and len({spec.get(name) for spec in specs}) > 1
-    ]
+    labels = _labels(specs, REPLICATES)
     cells: dict[str, dict[str, dict[Any, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     finished = 0
-    for spec in specs:
+    for spec, label in zip(specs, labels, strict=True):
         path = out / "runs" / f"{key(spec)}.json"
         if not path.is_file():
             continue
         finished += 1
-        label = ", ".join(str(spec[name]) for name in varied if spec.get(name) is not None)
         for name, value in json.loads(path.read_text(encoding="utf-8"))["values"].items():
             cells[label][name][spec.get("sample", spec.get("seed"))].append(value)
     numbers = {}
@@ -165,6 +163,27 @@ def summary(specs: Iterable[Mapping[str, Any]], out: str | Path) -> str:
         n = max(number["n"] for number in row if number)
         lines.append(f"{label:{width}s}  " + "  ".join(f"{_cell(number):20s}" for number in row) + f"{n:6d}")
     return "\n".join(lines)
+
+
+def answers(specs: Iterable[Mapping[str, Any]], out: str | Path) -> dict[str, Path]:
+    """Link the kept videos of benchmark samples into the layout that the official evaluator reads: {condition: folder}.
+
+    `out`/answers/<condition>/<split>/<task>/<00000>.mp4, one folder for each condition and noise seed, for
+    `official.score`. Raises ValueError where the names of two conditions would make one folder.
+    """
+    out = Path(out)
+    specs = [spec for spec in map(complete, specs) if "sample" in spec and spec["keep"] == "video"]
+    folders = {label: out / "answers" / re.sub(r"[^\w.-]+", "_", label) for label in _labels(specs, CASES)}
+    if len(set(folders.values())) < len(folders):
+        raise ValueError(f"two conditions have the same folder name: {', '.join(sorted(folders))}")
+    for spec, label in zip(specs, _labels(specs, CASES), strict=True):
+        video = out / "runs" / f"{key(spec)}.mp4"
+        if video.with_suffix(".json").is_file():
+            link = folders[label].joinpath(*Path(spec["sample"]).parts[-3:]).with_suffix(".mp4")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            os.link(video, link)
+    return folders
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, error in sorted(errors.items()):
             print(f"failed: {out / 'failed' / name}.json: {error}")
         print(summary(specs, out))
+        for folder in answers(specs, out).values():
+            print(f"videos: {folder}")
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -194,6 +215,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; the same command again goes on from here", file=sys.stderr)
         return 130
     return 1 if errors else 0
+
+
+def _labels(specs: Sequence[Mapping[str, Any]], without: Sequence[str]) -> list[str]:
+    """Name of the condition of every spec: its condition and the fields that differ, those in `without` left out."""
+    varied = [
+        name
+        for name in FIELDS
+        if name == "condition" or name not in without and len({spec.get(name) for spec in specs}) > 1
+    ]
+    texts = [[(name, spec[name]) for name in varied if spec.get(name) is not None] for spec in specs]
+    return [", ".join(f"{n} {v}" if isinstance(v, int) else v for n, v in parts) for parts in texts]
 
 
 def _do(run: tuple[str, Mapping[str, Any]], out: Path) -> None:
