@@ -121,8 +121,9 @@ def test_model_truth_and_floors_are_scored_in_the_kits_layout(kit, puzzles, answ
 def test_references_are_kept_until_something_changes(kit, puzzles, answers, tmp_path):
     root, work = kit(), tmp_path / "work"
     before = official.score(puzzles[1:], answers, work)
-    assert official.score(puzzles[1:], answers, work) == before
-    assert [call["name"] for call in calls(root)][4:] == ["model"]
+    again = official.score(puzzles[1:], answers, work, "noise-at-step-3")
+    assert again.scores["noise-at-step-3"] == before.scores["model"] and again.scores["noise"] == before.scores["noise"]
+    assert [call["name"] for call in calls(root)][4:] == ["noise-at-step-3"]
     official.score(puzzles[:1], answers, work)
     assert [call["name"] for call in calls(root)][5:] == ["model", "ground-truth", "frozen-first-frame", "noise"]
     with open(root / "run_evaluation.py", "a") as script:
@@ -172,6 +173,15 @@ def test_missing_and_damaged_answers_are_errors(kit, puzzles, answers, tmp_path)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="1 of 2 answers are missing"):
         official.score(puzzles, mine, tmp_path / "work")
+
+
+@pytest.mark.parametrize("name", ["noise", "ground-truth", "a/b", "", "../up"])
+def test_a_name_is_a_file_name_of_its_own(kit, puzzles, answers, tmp_path, name):
+    kit()
+    with pytest.raises(ValueError, match="a name is of letters"):
+        official.score(puzzles, answers, tmp_path / "work", name)
+    with pytest.raises(ValueError, match="no puzzles to score"):
+        official.score([], answers, tmp_path / "work")
 
 
 def test_opencv_5_and_none_at_all_are_refused(kit):
