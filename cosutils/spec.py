@@ -1,6 +1,7 @@
 """One experiment as a plain dict, and its run: finished once, named by everything that decides its result.
 
-    run_one({"model": "cos-mini", "preset": "mini", "task": "maze", "seed": 7, "condition": "noise_at_step 2"}, "runs/x")
+    spec = {"model": "cos-mini", "preset": "mini", "task": "maze", "seed": 7, "condition": "noise_at_step 2"}
+    run_one(spec, "runs/x")
 
 `complete` states the fields. A run leaves
 
@@ -73,11 +74,12 @@ def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
     missing sample) in one sentence for anything that is not allowed.
 
     model, preset: as `load` takes them. Either task and seed (a puzzle), or sample (a folder <split>/<task>/<00000> in
-    the benchmark's layout, see `vbvr`, with size in pixels, default 480, and frames, default the true film's rounded up).
+    the benchmark's layout, see `vbvr`, with size in pixels, default 480, and frames, default the true film's,
+    rounded up to 4k + 1).
     noise_seed: default 0; the initial noise is drawn from noise_seed + seed, and so is the noise of the condition.
     steps: default the preset's. condition: "plain" (default) or "noise_at_step 12", "noise_at_frame 3", "renoise 12".
-    measures: names in MEASURES, default score and solved of a puzzle, last_frame_error of a sample. keep: "latents", "video"
-    or None (default). device: "cpu" (default) or "cuda".
+    measures: names in MEASURES, default score and solved of a puzzle, last_frame_error of a sample. keep: "latents",
+    "video" or None (default). device: "cpu" (default) or "cuda".
     """
     for name in spec:
         if name not in FIELDS:
@@ -205,7 +207,8 @@ def _edit(spec: Mapping[str, Any]) -> Edit | None:
     if name == "plain":
         return None
     if name != "noise_at_frame" and int(number) >= spec["steps"]:
-        raise ValueError(f"condition {spec['condition']!r}: a run of {spec['steps']} steps has steps 0..{spec['steps'] - 1}")
+        steps = spec["steps"]
+        raise ValueError(f"condition {spec['condition']!r}: a run of {steps} steps has steps 0..{steps - 1}")
     return CONDITIONS[name](int(number), spec["noise_seed"] + spec.get("seed", 0))
 
 

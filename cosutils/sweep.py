@@ -55,7 +55,7 @@ REPLICATES = (*CASES, "noise_seed")
 def sweep(
     specs: Iterable[Mapping[str, Any]], out: str | Path, workers: int = 1, engine: str = "local", retries: int = 1
 ) -> dict[str, str]:
-    """Do all unfinished `specs` on `workers` of an engine of `cluster.ENGINES`; returns {key: error} of those that failed.
+    """Do all unfinished `specs` on `workers` of an engine of `cluster.ENGINES`; returns {key: error} of the failed ones.
 
     A failed run is tried `retries` more times after the others, and again by the next sweep. ValueError for a bad spec
     or engine before anything is run.
