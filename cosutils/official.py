@@ -118,7 +118,7 @@ def score(
 
     answers: folder that `vbvr.save_answer` wrote to. work: folder for the kit's own accounts, one per `name` of a model
     or condition, and references.json, which saves scoring the references again while puzzles, kit and OpenCV are the
-    same. kit: default `find_kit()`. Costs 1.5 s per 1024 x 1024 video and role on one free core [measured on 13];
+    same. kit: default `find_kit()`. Costs 2.4 CPU seconds per 1024 x 1024 video and role [measured on 13];
     noise keeps some scorers busy for a minute and more.
     Raises FileNotFoundError for a missing answer, ValueError for a damaged or cropped one, RuntimeError where the kit
     fails as a whole, on any sample, leaves one out or reports anything but `task_specific`.
