@@ -4,15 +4,27 @@ import json
 import re
 from pathlib import Path
 
-from cosutils.mini.evaluate import table
+from cosutils.mini.evaluate import side_by_side, table
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def scores(model):
+    return json.loads((ROOT / "data" / "results" / f"{model}-scores.json").read_text())
+
+
+def shown(name):
+    return re.search(rf"<!-- {name}.*?-->\n(.*?)<!-- end of {name} -->", (ROOT / "README.md").read_text(), re.S)[1]
+
+
 def test_the_score_table_is_that_of_the_stored_scores():
-    stored = json.loads((ROOT / "data" / "results" / "cos-mini-scores.json").read_text())
-    shown = re.search(r"<!-- scores.*?-->\n(.*?)<!-- end of scores -->", (ROOT / "README.md").read_text(), re.S)[1]
-    assert table(stored["numbers"], tuple(stored["provenance"]["steps"])) in shown
+    stored = scores("cos-mini")
+    assert table(stored["numbers"], tuple(stored["provenance"]["steps"])) in shown("scores")
+
+
+def test_the_student_table_is_that_of_the_stored_scores():
+    teacher, student = (scores(name)["numbers"] for name in ("cos-mini", "cos-mini-student"))
+    assert side_by_side({"teacher": (teacher, (1, 4, 20)), "student": (student, (4,))}) in shown("student")
 
 
 def test_every_file_the_readme_points_at_exists():

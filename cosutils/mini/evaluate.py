@@ -24,7 +24,7 @@ from ..results import record_numbers
 from . import tasks, text
 from .model import condition, generate
 
-__all__ = ["CONTROLS", "REPORT", "TRAIN", "VALIDATION", "control", "measure", "scores", "table"]
+__all__ = ["CONTROLS", "REPORT", "TRAIN", "VALIDATION", "control", "measure", "scores", "side_by_side", "table"]
 
 CONTROLS = ("frozen", "noise", "jump", "other")
 
@@ -96,12 +96,30 @@ def table(numbers: dict[str, dict], steps: tuple[int, ...]) -> str:
     def cell(key: str) -> str:
         return "{value:.2f} [{low:.2f}, {high:.2f}]".format(**numbers[key])
 
-    head = ["task", "truth", *CONTROLS, f"score, {full} steps", *(f"solved, {k} step{'s' * (k > 1)}" for k in steps)]
-    lines = [head, ["---"] * len(head)]
+    lines = [["task", "truth", *CONTROLS, f"score, {full} steps", *(f"solved, {_steps(k)}" for k in steps)]]
     for task in tasks.NAMES:
         plain = [f"{numbers[f'{task}/{name}/score']['value']:.2f}" for name in ("truth", *CONTROLS)]
         model = [cell(f"{task}/{full} steps/score"), *(cell(f"{task}/{k} steps/solved") for k in steps)]
         lines.append([task, *plain, *model])
+    return _markdown(lines)
+
+
+def side_by_side(models: dict[str, tuple[dict[str, dict], tuple[int, ...]]]) -> str:
+    """Solve rates of several models in markdown; models: label -> (recorded numbers, numbers of steps shown)."""
+    columns = [(label, numbers, k) for label, (numbers, steps) in models.items() for k in steps]
+    lines = [["task", *(f"{label}, {_steps(k)}" for label, _, k in columns)]]
+    for task in tasks.NAMES:
+        cells = (numbers[f"{task}/{k} steps/solved"] for _, numbers, k in columns)
+        lines.append([task, *("{value:.2f} [{low:.2f}, {high:.2f}]".format(**cell) for cell in cells)])
+    return _markdown(lines)
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' * (count > 1)}"
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
