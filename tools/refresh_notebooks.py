@@ -1,7 +1,9 @@
 """Execute notebooks with their default parameters and write clean, diff-able stored outputs.
 
-    python tools/refresh_notebooks.py [notebooks/01_chain_of_steps.ipynb ...]      (default: all of
-    notebooks/)
+    python tools/refresh_notebooks.py [--store] [notebooks/01_chain_of_steps.ipynb ...]   (default: all of notebooks/)
+
+With --store the numbers that a notebook recorded replace those stored in `data/results`, and its last cell, which
+compares the two, is run once more.
 
 Run twice it writes the same bytes: cell ids are fixed, timings and front-end metadata are dropped, streams
 merged. A notebook that raises is left as it was. Every figure's name, caption and alt text, which
@@ -16,6 +18,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 
 import nbformat
 from nbclient import NotebookClient
@@ -91,12 +94,24 @@ def write(nb: NotebookNode, path: pathlib.Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def refresh(path: pathlib.Path) -> bool:
-    """Execute one notebook in its own folder; True when its stored bytes changed. Raises what a cell raises."""
+def refresh(path: pathlib.Path, store: bool = False) -> bool:
+    """Execute one notebook in its own folder; True when its stored bytes changed. Raises what a cell raises.
+
+    store: first put the numbers it recorded, `runs/<name>.json`, in the place of `data/results/<name>.json`.
+    """
     before = path.read_bytes()
     nb = read(path)
     resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(nb, timeout=1800, kernel_name="python3", resources=resources, record_timing=False).execute()
+    client = NotebookClient(nb, timeout=7200, kernel_name="python3", resources=resources, record_timing=False)
+    with client.setup_kernel():
+        for index, cell in enumerate(nb.cells):
+            client.execute_cell(cell, index)
+        if store:
+            name, top = f"{path.stem}.json", path.parent.parent
+            shutil.copy(top / "runs" / name, top / "data" / "results" / name)
+            count = cell.execution_count
+            client.execute_cell(cell, index)
+            cell.execution_count = count
     write(clean(nb), path)
     return path.read_bytes() != before
 
@@ -104,8 +119,10 @@ def refresh(path: pathlib.Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=pathlib.Path, help="default: every notebook of notebooks/")
-    for path in parser.parse_args().notebooks or sorted((ROOT / "notebooks").glob("*.ipynb")):
-        print(f"{path.name}: {'changed' if refresh(path.resolve()) else 'unchanged'}")
+    parser.add_argument("--store", action="store_true", help="store the recorded numbers in data/results too")
+    arguments = parser.parse_args()
+    for path in arguments.notebooks or sorted((ROOT / "notebooks").glob("*.ipynb")):
+        print(f"{path.name}: {'changed' if refresh(path.resolve(), arguments.store) else 'unchanged'}")
 
 
 if __name__ == "__main__":
