@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import pathlib
-import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
@@ -40,9 +39,9 @@ def main() -> int:
         parser.error(f"full.yaml has no parameters for {min(unknown)!r}; it has: {', '.join(chosen)}")
     chosen = {name: chosen[name] for name in arguments.only or chosen}
     stage = ROOT / "_build" / "full"
-    shutil.rmtree(stage, ignore_errors=True)
-    (stage / "notebooks").mkdir(parents=True)
-    (stage / "data").symlink_to(ROOT / "data", target_is_directory=True)
+    (stage / "notebooks").mkdir(parents=True, exist_ok=True)
+    if not (stage / "data").exists():
+        (stage / "data").symlink_to(ROOT / "data", target_is_directory=True)
     target = ROOT / "data" / "results" / "full"
     target.mkdir(parents=True, exist_ok=True)
     failed = 0
