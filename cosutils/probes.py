@@ -4,8 +4,9 @@ A label belongs to a cell of the puzzle's 10 x 10 board. The token at the cell's
 is asked for it by ridge regression in closed form: one probe for every place of a cell within its token. P puzzles, F
 latent frames, K = h w places of tokens, n cells per token, D channels.
 
-    train = arrange(occupied, samples, grid)
-    scores = read_out(states, train, other_states, arrange(occupied, others, grid))    # (P,) areas under the ROC curve
+    fitted, held_out = ([look(pipe, puzzle, probed=[0]) for puzzle in part] for part in (some, others))
+    scores = by_layer(fitted, held_out, answered)              # (P, probed steps, L + 1) areas under the ROC curve
+    floor = by_layer(fitted, held_out, answered, control=True)
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import numpy as np
 from scipy.stats import rankdata
 
 from ._branches import Grid
+from .layers import Look
 from .mini import world
 from .mini.tasks import Sample
 
-__all__ = ["Labels", "answered", "arrange", "auc", "gap", "near_best", "occupied", "read_out", "shuffled"]
+__all__ = ["Labels", "answered", "arrange", "auc", "by_layer", "gap", "near_best", "occupied", "read_out", "shuffled"]
 
 
 class Labels(NamedTuple):
@@ -113,6 +115,31 @@ def read_out(
         truth = np.broadcast_to(truth, (frames, *truth.shape))[:, valid]
         found.append(auc(scores[puzzle][:, valid].reshape(-1), truth.reshape(-1)))
     return np.array(found)
+
+
+def by_layer(
+    looks: Sequence[Look], new: Sequence[Look], label: Callable[[Sample], Labels], first: bool = False,
+    control: bool = False, ridge: float = 0.01,
+) -> np.ndarray:  # fmt: skip
+    """`read_out` at every probed step and layer, (P', probed steps, L + 1): probes of `looks` read the `new` ones.
+
+    first: read the tokens of the first latent frame, which is given, instead of those of all later frames. control: the
+    probes are fitted to `shuffled` labels.
+    """
+    grid = looks[0].grid
+    labels, new_labels = (arrange(label, [look.sample for look in part], grid) for part in (looks, new))
+    frames = slice(0, 1) if first else slice(1, None)
+
+    def tokens(part: Sequence[Look], step: int, layer: int) -> np.ndarray:
+        return np.stack([look.states[step, layer, frames].reshape(-1, grid[1] * grid[2], width) for look in part])
+
+    steps, depth, width = *looks[0].states.shape[:2], looks[0].states.shape[-1]
+    fitted = shuffled(labels) if control else labels
+    scores = [
+        [read_out(tokens(looks, s, k), fitted, tokens(new, s, k), new_labels, ridge) for k in range(depth)]
+        for s in range(steps)
+    ]
+    return np.moveaxis(np.array(scores), -1, 0)
 
 
 # ---------------------------------------------------------------- where along the layers
