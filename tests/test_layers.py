@@ -1,0 +1,83 @@
+"""Energies on and off the foreground, on made maps and on a tiny untrained pipeline."""
+
+import numpy as np
+import pytest
+import torch
+
+from cosutils import layers
+from cosutils.capture import capture, raw
+from cosutils.loading import seeded, settings, use_preset
+from cosutils.mini import tasks
+from cosutils.mini.codec import PatchCodec
+from cosutils.mini.model import build_pipeline, build_transformer
+
+GRID = (5, 5, 5)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    torch.manual_seed(0)
+    pipe = build_pipeline(PatchCodec(), build_transformer(layers=3, width=32))
+    pipe.set_progress_bar_config(disable=True)
+    return use_preset(pipe, "mini")
+
+
+def test_a_token_is_true_where_any_of_its_cells_is():
+    cells = np.zeros((17, 10, 10), bool)
+    cells[0, 0, 1] = cells[6, 9, 9] = True  # frame 0 alone; frames 5 to 8 are latent frame 2
+    tokens = layers.pool(cells, GRID)
+    assert tokens.shape == GRID and tokens.sum() == 2 and tokens[0, 0, 0] and tokens[2, 4, 4]
+    with pytest.raises(ValueError, match="does not fit the token grid"):
+        layers.pool(cells, (5, 3, 5))
+
+
+def test_foreground_is_what_is_drawn_and_the_places_of_answers_do_not_overlap():
+    sample = tasks.find_shape.sample(0)
+    marks = layers.foreground(sample, GRID)
+    assert marks[4].sum() > marks[0].sum() >= 1  # the purple frame grows
+    own, others = layers.named(sample, GRID)
+    assert own.any() and others.any() and not (own & others).any()
+
+
+def test_contrast_is_a_log_ratio_without_the_artefacts():
+    energies, mask = np.ones((2, *GRID)), np.zeros(GRID, bool)
+    mask[:, 2, 2] = True
+    energies[..., mask] = np.e
+    assert layers.contrast(energies, mask) == pytest.approx([1, 1])
+    energies[:, 0] = 50.0  # the given frame
+    energies[:, 3, 0, 0] = 1e6  # one massive token of the background
+    assert layers.contrast(energies, mask)[0] < 0
+    assert layers.contrast(energies, mask, first=False, large=0.005) == pytest.approx([1, 1])
+    with pytest.raises(ValueError, match="share in"):
+        layers.contrast(energies, mask, large=1.0)
+
+
+def test_gain_rank_and_agreement():
+    ratio = np.array([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5.0]])
+    assert layers.gain(ratio) == 4 and layers.rank(ratio) == pytest.approx(1) and layers.agreement(ratio) == pytest.approx(1)
+    assert layers.agreement(np.stack([ratio[0], -ratio[0]])) == pytest.approx(-1)
+    assert layers.thirds(10) == ([0, 1, 2, 3], [4, 5, 6], [7, 8, 9])
+    with pytest.raises(ValueError, match="at least 3 layers"):
+        layers.thirds(2)
+
+
+def test_a_look_holds_the_energies_and_states_of_the_run(pipe):
+    sample = tasks.maze.sample(1)
+    found = layers.look(pipe, sample, seed=3, probed=[0, 1], num_inference_steps=2)
+    call = settings(pipe) | dict(num_inference_steps=2, output_type="latent", generator=seeded(3))
+    with capture(pipe, reduce=raw, inputs=True) as states:
+        pipe(**sample.inputs | call)
+    block = states["transformer", 1, 2]
+    assert found.energy.shape == found.variance.shape == (2, 3, *GRID)
+    assert found.energy[1, 2] == pytest.approx(block.norm(dim=-1).reshape(GRID).numpy(), rel=1e-5)
+    assert found.states.shape == (2, 4, *GRID, 32)
+    assert np.array_equal(found.states[1, 3].reshape(-1, 32), block[0].numpy())
+    assert np.array_equal(found.states[0, 0].reshape(-1, 32), states.inputs["transformer", 0, 0][0].numpy())
+
+
+def test_local_variance_sees_neighbours_only():
+    states = torch.zeros(1, 125, 2)
+    states[0, :25, 0] = torch.arange(25.0) // 5  # rows of frame 0: 0, 1, 2, 3, 4
+    local = layers.maps(states, GRID)[0, 1]
+    assert local[0, 2, 2] == pytest.approx(2 / 3, abs=1e-4) and local[0, 0, 2] == pytest.approx(0.25, abs=1e-4)
+    assert not local[1:].any()

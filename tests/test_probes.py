@@ -1,0 +1,72 @@
+"""Linear probes find what is there and nothing else, on made states."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cosutils import probes
+from cosutils.mini import tasks
+
+GRID = (3, 5, 5)
+
+
+@pytest.fixture
+def made():
+    """Puzzles whose states at layer 0 hold the label of the second cell of each token in one channel, hidden in noise."""
+    rng = np.random.default_rng(0)
+    found = []
+    for seed in range(40):
+        sample = tasks.maze.sample(seed)
+        states = rng.normal(size=(1, 2, *GRID, 6))
+        value = probes.arrange(probes.occupied, [sample], GRID).value[0].reshape(5, 5, 4)
+        states[0, 1, 1:, :, :, 0] += 8 * value[..., 1]
+        found.append(SimpleNamespace(sample=sample, grid=GRID, states=states))
+    return found
+
+
+def test_labels_lie_where_the_board_has_them():
+    sample = tasks.maze.sample(3)
+    labels = probes.arrange(probes.occupied, [sample], (5, 5, 5))
+    assert labels.value.shape == (1, 25, 4)
+    assert labels.value[0, 0].tolist() == probes.occupied(sample).value[:2, :2].reshape(-1).tolist()
+    answer = probes.answered(sample)
+    assert answer.counted.any() and (answer.value & answer.counted).any() and (~answer.value & answer.counted).any()
+    with pytest.raises(ValueError, match="do not fit 3 x 5 tokens"):
+        probes.arrange(probes.occupied, [sample], (5, 3, 5))
+
+
+def test_area_under_the_curve():
+    assert probes.auc(np.array([0.1, 0.4, 0.3, 0.9]), [0, 0, 1, 1]) == 0.75
+    assert probes.auc(np.array([1.0, 1.0]), [0, 1]) == 0.5
+    assert np.isnan(probes.auc(np.array([1.0, 2.0]), [1, 1]))
+
+
+def test_a_probe_reads_the_layer_that_holds_the_label(made):
+    def second_cells(sample):
+        labels = probes.occupied(sample)
+        counted = np.zeros_like(labels.counted)
+        counted[2:8:2, 3:7:2] = True  # inside, where the place does not tell
+        return probes.Labels(labels.value, counted)
+
+    scores = probes.by_layer(made[:25], made[25:], second_cells)
+    control = probes.by_layer(made[:25], made[25:], second_cells, control=True)
+    assert scores.shape == (15, 1, 2)
+    assert np.nanmean(scores[:, 0, 1]) > 0.95 > 0.75 > np.nanmean(control[:, 0, 1])
+    assert np.nanmean(scores[:, 0, 1]) > np.nanmean(scores[:, 0, 0]) + 0.15
+
+
+def test_near_best_needs_something_to_read():
+    curve = np.array([0.5, 0.6, 0.97, 1.0])
+    assert probes.near_best(curve, np.array(0.5)) == 1  # layers -1, 0, 1, 2
+    assert np.isnan(probes.near_best(np.full(4, 0.52), np.array(0.5)))
+
+
+def test_the_gap_counts_layers_and_is_left_out_where_nothing_is_readable():
+    rng = np.random.default_rng(1)
+    early, late = np.array([0.5, 1, 1, 1, 1.0]), np.array([0.5, 0.5, 0.5, 1, 1.0])
+    rows = [np.clip(curve + rng.normal(0, 0.01, (12, 5)), 0, 1) for curve in (early, late)]
+    floor = np.full((12, 5), 0.5)
+    found = probes.gap(*rows, floor, floor)
+    assert found["value"] == 2 and found["low"] <= 2 <= found["high"] and found["n"] == 12
+    assert probes.gap(rows[0], floor, floor, floor) is None
