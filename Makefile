@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: test book pdf refresh browser-test lock clean
+.PHONY: test book full pdf refresh browser-test lock clean
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -14,7 +14,11 @@ test: .venv/.installed
 book: .venv/.installed
 	$(BIN)/python tools/build_book.py --preset $(PRESET)
 
-# write the notebooks' stored outputs again (default parameters)
+# run the preset of N >= 200 puzzles per condition and store its numbers (about two hours of CPU)
+full: .venv/.installed
+	$(BIN)/python tools/full_results.py
+
+# write the notebooks' stored outputs again, default parameters (after new weights: the tool's --store)
 refresh: .venv/.installed
 	$(BIN)/python tools/refresh_notebooks.py
 
