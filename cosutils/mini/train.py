@@ -132,11 +132,11 @@ def save(folder: Path, state: dict, pipe) -> None:
 
 
 def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: float, layers: int, seed: int,
-          device: str, cooldown: float, every: int, init: Path | None = None,
+          device: str, cooldown: float, every: int, shift: float, init: Path | None = None,
           teacher: Path | None = None) -> None:  # fmt: skip
     """Train until `samples` films were seen. batch: films per process; rate: peak learning rate; every: films between
-    two checkpoints; init: a pipeline folder whose weights to start from; teacher: a pipeline folder to distil a four-step
-    student from (give it as `init` too)."""
+    two checkpoints; shift: of the noise levels drawn; init: a pipeline folder whose weights to start from; teacher: a
+    pipeline folder to distil a four-step student from (give it as `init` too)."""
     if "RANK" not in os.environ:  # a single process without torchrun
         os.environ |= dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
     dist.init_process_group("gloo")
@@ -188,7 +188,7 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
         with sdpa_kernel(backends), torch.autocast(device, dtype=torch.bfloat16):
             if tutor is None:
                 u = torch.rand(len(x0), generator=generator, device=device)
-                s = shifted(u, NOISE_SHIFT)
+                s = shifted(u, shift)
                 x, target = torch.lerp(x0, x1, s[:, None, None, None, None]), x1 - x0
             else:
                 part = torch.randint(4, (len(x0),), generator=generator, device=device)
@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--cooldown", type=float, default=0.3)
+    parser.add_argument("--shift", type=float, default=NOISE_SHIFT, help="of the noise levels drawn; a smaller one for the cool-down")
     parser.add_argument("--init", type=Path, help="begin with the weights of this folder, such as data/cos-mini; fewer --layers take blocks at even distances")
     parser.add_argument("--teacher", type=Path, help="distil a four-step student from this pipeline folder")
     parser.add_argument("--every", type=int, default=30_000, help="films between two checkpoints")
