@@ -54,18 +54,19 @@ def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, guidanc
 
 
 def control(name: str, sample: tasks.Sample) -> np.ndarray:
-    """A film (17, 80, 80, 3) that does not solve `sample`: the first frame held, uniform noise, a jump from the first
+    """A film of the size of `sample` that does not solve it: the first frame held, uniform noise, a jump from the first
     to the true last frame in the middle, or the true film of another puzzle of the task."""
     first, last = sample.video[:1], sample.video[-1:]
     if name == "frozen":
         return np.repeat(first, len(sample.video), 0)
     if name == "noise":
-        return np.random.default_rng(sample.seed).random(sample.video.shape)
+        return np.random.default_rng(sample.seed).random(sample.shape)
     if name == "jump":
         half = len(sample.video) // 2
         return np.concatenate([first] * half + [last] * (len(sample.video) - half))
     if name == "other":
-        return tasks.sample(sample.task, sample.seed + 1_000_000, sample.difficulty).video
+        size = dict(pixels=sample.pixels, frames=sample.frames)
+        return tasks.sample(sample.task, sample.seed + 1_000_000, sample.difficulty, **size).video
     raise ValueError(f"unknown control {name!r}; controls are {', '.join(CONTROLS)}")
 
 

@@ -1,14 +1,18 @@
 """The embedded world: short films on a grid of 10 x 10 cells, every cell one of a few 8 x 8 px tiles.
 
-A film is stored as tile numbers ``ids`` (T, 10, 10) uint8 and drawn by table look-up, so that ground truth is
-exact, rendering costs nothing and a decoded frame can be read back cell by cell (`read`).
+A film is stored as tile numbers ``ids`` (17, 10, 10) uint8 and drawn by table look-up, so that ground truth is
+exact, rendering costs nothing and a decoded frame can be read back cell by cell (`read`). For larger models the same film
+is drawn larger and longer (`enlarged`) and brought back before it is read (`reduced`).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["CELLS", "CELL", "FRAMES", "SIZE", "TILES", "TILE", "draw", "paced", "read", "timeline"]
+__all__ = [
+    "CELLS", "CELL", "FRAMES", "SIZE", "TILES", "TILE", "check_size", "draw", "enlarged", "paced", "read", "reduced", "shown",
+    "shrunk", "timeline",
+]  # fmt: skip
 
 CELLS, CELL, FRAMES = 10, 8, 17  # cells a side, pixels a cell, frames a film (4k + 1)
 SIZE = CELLS * CELL  # 80 px, a multiple of 16 as Wan's pipelines demand
@@ -58,8 +62,57 @@ def draw(ids: np.ndarray) -> np.ndarray:
     return pictures.reshape(*ids.shape[:-2], SIZE, SIZE, 3)
 
 
+def check_size(pixels: int, frames: int) -> None:
+    """ValueError unless a film of `frames` frames, 16 m + 1, of `pixels` x `pixels` pixels, 80 p, can be drawn."""
+    whole = not any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) for n in (pixels, frames))
+    if not whole or pixels < SIZE or pixels % SIZE or frames < FRAMES or (frames - 1) % (FRAMES - 1):
+        raise ValueError(
+            f"a film has a multiple of {SIZE} pixels a side and 16 m + 1 frames (17, 33, 49, 65, 81, ...), "
+            f"got pixels={pixels!r} and frames={frames!r}"
+        )
+
+
+def shown(frames: int) -> np.ndarray:
+    """Which of the 17 frames each frame of a film of `frames` = 16 m + 1 shows, (frames,): ceil(t / m).
+
+    Frame 0 is shown once, each later one m times; the last of these is the one that is read back.
+    """
+    check_size(SIZE, frames)
+    times = (frames - 1) // (FRAMES - 1)
+    return (np.arange(frames) + times - 1) // times
+
+
+def enlarged(film: np.ndarray, pixels: int, frames: int) -> np.ndarray:
+    """A film (17, 80, 80, 3) at another size, (frames, pixels, pixels, 3): pixels and frames repeated (`shown`)."""
+    check_size(pixels, frames)
+    if (pixels, frames) == (SIZE, FRAMES):
+        return film
+    return film[shown(frames)].repeat(pixels // SIZE, -3).repeat(pixels // SIZE, -2)
+
+
+def shrunk(pictures: np.ndarray) -> np.ndarray:
+    """Pictures (..., 80 p, 80 p, 3) to (..., 80, 80, 3): the mean of every block of p x p pixels. p = 1: as they are."""
+    pictures = np.asarray(pictures)
+    height, width = pictures.shape[-3:-1] if pictures.ndim >= 3 else (0, 0)
+    if not height or height % SIZE or width != height or pictures.shape[-1] != 3:
+        raise ValueError(f"pictures must end in (80 p, 80 p, 3), got shape {pictures.shape}")
+    if height == SIZE:
+        return pictures
+    p = height // SIZE
+    return pictures.reshape(*pictures.shape[:-3], SIZE, p, SIZE, p, 3).mean((-4, -2))
+
+
+def reduced(films: np.ndarray) -> np.ndarray:
+    """Films (..., 16 m + 1, 80 p, 80 p, 3) back to (..., 17, 80, 80, 3): every m-th frame, `shrunk`."""
+    films = np.asarray(films)
+    if films.ndim < 4:
+        raise ValueError(f"films have shape (..., 16 m + 1, 80 p, 80 p, 3), got {films.shape}")
+    check_size(films.shape[-2], films.shape[-4])
+    return shrunk(films[..., :: (films.shape[-4] - 1) // (FRAMES - 1), :, :, :])
+
+
 def read(pictures: np.ndarray) -> np.ndarray:
-    """Pictures (..., 80, 80, 3) in [0, 1] -> the nearest tile (least squares) of every cell (..., 10, 10) uint8."""
+    """Pictures (..., 80 p, 80 p, 3) in [0, 1] -> the nearest tile (least squares) of every cell (..., 10, 10) uint8."""
     cells = _cells(pictures).reshape(-1, CELL * CELL * 3)
     tiles = TILES.reshape(len(TILES), -1)
     distance = (tiles**2).sum(1) - 2 * cells @ tiles.T  # |cell|^2 is the same for every tile
@@ -67,9 +120,7 @@ def read(pictures: np.ndarray) -> np.ndarray:
 
 
 def _cells(pictures: np.ndarray) -> np.ndarray:
-    pictures = np.asarray(pictures, dtype=np.float32)
-    if pictures.shape[-3:] != (SIZE, SIZE, 3):
-        raise ValueError(f"pictures must end in ({SIZE}, {SIZE}, 3), got shape {pictures.shape}")
+    pictures = np.asarray(shrunk(pictures), dtype=np.float32)
     return np.moveaxis(pictures.reshape(*pictures.shape[:-3], CELLS, CELL, CELLS, CELL, 3), -4, -3)
 
 

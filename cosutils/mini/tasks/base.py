@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.optimize import nnls
 
 from .. import world
+from ..text import MAX_LENGTH
 
 __all__ = ["NAMES", "Sample", "Score", "agreement", "get", "sample"]
 
@@ -18,6 +19,7 @@ NAMES = (
     "maze", "two_routes", "tictactoe", "shelf", "find_shape",
     "size_pattern", "rotation", "reappear", "occlusion", "bounce",
 )  # fmt: skip
+SMALL = (world.FRAMES, world.SIZE, world.SIZE, 3)  # a film as it is read
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,11 @@ class Score:
 @dataclass(frozen=True)
 class Sample:
     """One puzzle. films: every *right* answer -> its film (17, 10, 10); options: every *possible* answer -> its
-    last frame (10, 10); blank: the last frame without any answer. The first of `films` is drawn as ground truth."""
+    last frame (10, 10); blank: the last frame without any answer. The first of `films` is drawn as ground truth.
+
+    pixels, frames: size of the pictures and films it is posed and answered with, 80 p and 16 m + 1. A film of that size
+    is brought back to 17 frames of 80 pixels before it is read (`world.reduced`); films already there are read as well.
+    """
 
     task: str
     seed: int
@@ -47,6 +53,11 @@ class Sample:
     options: dict[str, np.ndarray] = field(repr=False)
     blank: np.ndarray = field(repr=False)
     is_twin: bool = False
+    pixels: int = world.SIZE
+    frames: int = world.FRAMES
+
+    def __post_init__(self) -> None:
+        world.check_size(self.pixels, self.frames)
 
     @property
     def answer(self) -> str:
@@ -59,31 +70,44 @@ class Sample:
 
     @cached_property
     def video(self) -> np.ndarray:
-        """Ground-truth film (17, 80, 80, 3) float32 in [0, 1]."""
-        return world.draw(self.ids)
+        """Ground-truth film (frames, pixels, pixels, 3) float32 in [0, 1]."""
+        return world.enlarged(world.draw(self.ids), self.pixels, self.frames)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of its films, (frames, pixels, pixels, 3)."""
+        return self.frames, self.pixels, self.pixels, 3
 
     @property
     def image(self) -> Image.Image:
-        return Image.fromarray(np.uint8(np.rint(self.video[0] * 255)))
+        picture = Image.fromarray(np.uint8(np.rint(world.draw(self.ids[0]) * 255)))
+        return picture.resize((self.pixels, self.pixels), Image.Resampling.NEAREST)
 
     @property
     def inputs(self) -> dict:
-        """Keyword arguments for a stock image-to-video pipeline."""
-        return dict(image=self.image, prompt=self.prompt, height=world.SIZE, width=world.SIZE,
-                    num_frames=world.FRAMES, max_sequence_length=16)  # fmt: skip
+        """Keyword arguments for a stock image-to-video pipeline.
+
+        At the embedded model's own size (80 pixels, 17 frames) they hold `max_sequence_length=16` too, the prompt length
+        that it was trained with. At all others the pipeline's own default stands: 512, which Wan2.1 with its image
+        encoder insists on (its attention takes the last 512 tokens for text).
+        """
+        size = dict(height=self.pixels, width=self.pixels, num_frames=self.frames)
+        if (self.pixels, self.frames) == (world.SIZE, world.FRAMES):
+            size["max_sequence_length"] = MAX_LENGTH
+        return dict(image=self.image, prompt=self.prompt, **size)
 
     def score(self, video: np.ndarray) -> Score:
-        """Score a film (17, 80, 80, 3) in [0, 1] against the nearest right answer."""
+        """Score a film (frames, pixels, pixels, 3) in [0, 1], or one `world.reduced`, against the nearest right answer."""
         video = np.asarray(video)
-        if video.shape != self.video.shape:
-            raise ValueError(f"a {self.task} film has shape {self.video.shape}, got {video.shape}")
-        seen, first = world.read(video), self.ids[0]
+        if video.shape not in (self.shape, SMALL):
+            raise ValueError(f"a {self.task} film has shape {self.shape}, got {video.shape}")
+        seen, first = world.read(world.reduced(video)), self.ids[0]
         best = max((agreement(seen, film, first) for film in self.films.values()), key=lambda a: a[-1])
         answer, motion = float(best[-1]), float(best[1:-1].mean())
         return Score(answer * motion, answer == 1 and motion >= 0.8, dict(answer=answer, motion=motion))
 
     def candidates(self, video: np.ndarray) -> dict[str, float]:
-        """Share of every possible answer in the last frame of a decoded clean-latent estimate (..., 80, 80, 3).
+        """Share of every possible answer in the last frame of a decoded clean-latent estimate (..., pixels, pixels, 3).
 
         The codec is linear, so an ideal estimate is the mean of the possible films weighted by their posterior
         probability; non-negative least squares on (picture - unanswered picture) recovers these weights. They need
@@ -91,8 +115,9 @@ class Sample:
         """
         last = np.asarray(video, dtype=np.float64)
         last = last[-1] if last.ndim == 4 else last
-        if last.shape != self.video.shape[1:]:
-            raise ValueError(f"the last frame of a {self.task} film has shape {self.video.shape[1:]}, got {last.shape}")
+        if last.shape not in (self.shape[1:], SMALL[1:]):
+            raise ValueError(f"the last frame of a {self.task} film has shape {self.shape[1:]}, got {last.shape}")
+        last = world.shrunk(last)
         where, basis, blank = self._basis
         weights, _ = nnls(basis, last.reshape(-1)[where] - blank)
         return dict(zip(self.options, (float(min(w, 1.0)) for w in weights)))
@@ -106,7 +131,7 @@ class Sample:
 
     def twin(self) -> Sample:
         """The same scene with another answer (other prompt, or one other object): see the task's docstring."""
-        return sample(self.task, self.seed, self.difficulty, twin=not self.is_twin)
+        return sample(self.task, self.seed, self.difficulty, not self.is_twin, self.pixels, self.frames)
 
 
 def agreement(seen: np.ndarray, film: np.ndarray, first: np.ndarray) -> np.ndarray:
@@ -124,8 +149,14 @@ def get(name: str):
     return importlib.import_module(f".{name}", __package__)
 
 
-def sample(name: str, seed: int, difficulty: int | None = None, twin: bool = False) -> Sample:
-    """Puzzle `seed` of a task, the same on every machine. difficulty: None for the task's default."""
+def sample(
+    name: str, seed: int, difficulty: int | None = None, twin: bool = False, pixels: int = world.SIZE,
+    frames: int = world.FRAMES,
+) -> Sample:  # fmt: skip
+    """Puzzle `seed` of a task, the same on every machine and at every size. difficulty: None for the task's default.
+
+    pixels, frames: of its pictures and films, a multiple of 80 and 16 m + 1; the paper's model takes 480 and 81.
+    """
     task = get(name)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"a seed is an integer >= 0, got {seed!r}")
@@ -134,4 +165,4 @@ def sample(name: str, seed: int, difficulty: int | None = None, twin: bool = Fal
         raise ValueError(f"{name} has difficulties {list(task.DIFFICULTIES)}, got {difficulty!r}")
     rng = np.random.default_rng([NAMES.index(name), int(seed)])
     prompt, films, options, blank = task.build(rng, difficulty, twin)
-    return Sample(name, int(seed), difficulty, prompt, films, options, blank, twin)
+    return Sample(name, int(seed), difficulty, prompt, films, options, blank, twin, pixels, frames)
