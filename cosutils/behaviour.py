@@ -99,7 +99,7 @@ def unseen(sample: Sample, stride: int = 4) -> list[int]:
     (reappear) or covered (occlusion). stride: pixel frames of one latent frame; latent frame 0 holds pixel frame 0
     alone. The last latent frame, where the answer is read, never counts.
     """
-    alike = (sample.ids == sample.twin().ids).all((1, 2))
+    alike = (sample.ids == sample.twin().ids).all((1, 2))[world.shown(sample.frames)]
     runs = np.split(np.arange(len(alike)), np.flatnonzero(np.diff(alike)) + 1)
     gap = max((run for run in runs if alike[run[0]]), key=len, default=np.array([], int))
     parts = np.isin(np.arange(1, len(alike)), gap).reshape(-1, stride).mean(1)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,9 @@ from .loading import seeded, settings
 from .metrics import commitment_step, effective_number
 from .mini import world
 from .mini.tasks import Sample, Score, agreement
-from .record import record
+from .record import Run, record
 
-__all__ = ["Trace", "alive", "blurred", "commitments", "settling", "trace"]
+__all__ = ["Trace", "alive", "blurred", "commitments", "estimates", "settling", "trace"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Trace:
     """One recorded run of S steps on a puzzle with K possible answers.
 
     evidence: (S, K) share of each candidate in the last frame of x0hat, see `Sample.candidates`; scores: of x0hat,
-    taken as the answer at each step; settled: (S, T), see `trace`; last: last frame of x0hat (S, H, W, 3); films: all of
-    x0hat in pixels (S, T, H, W, 3), or None where they were not kept.
+    taken as the answer at each step; settled: (S, 17), see `trace`; last: last frame of x0hat (S, 80, 80, 3); films: all of
+    x0hat in pixels (S, 17, 80, 80, 3), or None where they were not kept. Larger films are brought back to that size
+    (`world.reduced`).
     """
 
     sample: Sample
@@ -68,13 +69,21 @@ def trace(pipe: WanImageToVideoPipeline, sample: Sample, seed: int = 0, keep_fil
     """
     with record(pipe, keep=("x0",)) as run:
         pipe(**sample.inputs, **(settings(pipe) | call), generator=seeded(seed), output_type="latent")
-    films = run.decode()[:, 0].numpy()
+    films = estimates(run)
     evidence = np.array([list(sample.candidates(film).values()) for film in films])
     tiles = world.read(films)
     settled = np.stack([agreement(step, tiles[-1], sample.ids[0]) for step in tiles])
     scores = [sample.score(film) for film in films]
     sigmas = run.sigmas[:-1].numpy()
     return Trace(sample, seed, sigmas, evidence, scores, settled, films[:, -1].copy(), films if keep_films else None)
+
+
+def estimates(run: Run, steps: Iterable[int] | None = None) -> np.ndarray:
+    """Clean estimates of a recorded puzzle at `steps` (default: all), brought back to the size they are read at:
+    (S, 17, 80, 80, 3) of the first video of the batch. Decoded few at a time, so that large films fit into memory."""
+    steps = sorted(run.x0) if steps is None else list(steps)
+    parts = [steps[start : start + 8] for start in range(0, len(steps), 8)]
+    return np.concatenate([world.reduced(run.decode(part)[:, 0].numpy()) for part in parts])
 
 
 def alive(traces: Sequence[Trace]) -> np.ndarray:
@@ -96,7 +105,7 @@ def blurred(trace: Trace, step: int) -> np.ndarray:
     """The control "only blur": the last frame of the final estimate, blurred until it is as unsharp as that of `step`.
 
     Sharpness is the mean squared difference of neighbouring pixels; the width of the Gaussian is found by bisection,
-    from 0 to 16 px. Returns (H, W, 3).
+    from 0 to 16 px. Returns (80, 80, 3).
     """
     last, early = trace.last[-1], trace.last[step]
 

@@ -23,6 +23,7 @@ from ._branches import Grid
 from .capture import Capture, capture, raw
 from .layers import pool
 from .loading import seeded, settings
+from .mini import world
 from .mini.tasks import Sample
 from .swap import swap
 
@@ -72,9 +73,10 @@ def leader(sample: Sample, film: np.ndarray) -> str:
 def between_twins(
     pipe: WanImageToVideoPipeline, sample: Sample, ways: Sequence[Exchange], seed: int = 0, rows: int = 64, **call: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Films of the donor (the twin's prompt), of the recipient, and of the recipient under each exchange, (n, T, H, W, 3).
+    """Films of the donor (the twin's prompt), of the recipient, and of the recipient under each exchange.
 
-    rows: at most so many exchanges in one batch. ValueError where the twins' pictures differ: a batch has one picture.
+    (17, 80, 80, 3), (17, 80, 80, 3) and (n, 17, 80, 80, 3), `world.reduced` where the puzzle's own size is larger. rows: at
+    most so many exchanges in one batch, which has two rows more. ValueError where the twins' pictures differ: a batch has one picture.
     """
     if not np.array_equal(sample.ids[0], sample.twin().ids[0]):
         raise ValueError(f"the twins of {sample.task} have different pictures; an exchange in one batch needs the same")
@@ -99,7 +101,7 @@ def _exchanged(pipe, sample, prompt, seeds, ways, rows, call):
             for row, way in enumerate(part, 2):
                 stack.enter_context(way.open(pipe, sample, {row: 0}))
             prompts = [prompt] + [sample.prompt] * (1 + len(part))
-            films = pipe(**call | dict(prompt=prompts), generator=seeded(noise)).frames
+            films = world.reduced(pipe(**call | dict(prompt=prompts), generator=seeded(noise)).frames)
         found.append(films[2:])
     return films[0], films[1], np.concatenate(found)
 

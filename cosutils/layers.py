@@ -17,34 +17,42 @@ import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
 from scipy.stats import spearmanr
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import adaptive_avg_pool3d, avg_pool2d
 
 from ._branches import Grid
-from .capture import capture, raw
+from .capture import Reduction, capture, projection, raw
 from .loading import seeded, settings
 from .metrics import energy
 from .mini import world
 from .mini.tasks import Sample
 
-__all__ = ["Look", "agreement", "contrast", "foreground", "gain", "look", "maps", "named", "pool", "rank", "thirds"]
+__all__ = [
+    "Look", "agreement", "coarse", "contrast", "foreground", "gain", "look", "maps", "named", "pool", "rank", "thirds",
+]  # fmt: skip
 
 STRUCTURE = [world.TILE["floor"], world.TILE["wall"]]  # every other tile is an object or a mark
 
 
 # ---------------------------------------------------------------- the film on the token grid
 def pool(cells: np.ndarray, grid: Grid) -> np.ndarray:
-    """True cells of a film (T, H, W) bool to tokens (f, h, w) bool: a token is true where any of its cells is.
+    """True cells of a film (T, H, W) bool to tokens (f, h, w) bool: a token is true where any cell that it overlaps is.
 
-    The first latent frame holds frame 0 alone, the others equally many frames each. ValueError where the grid does not
-    divide the film.
+    The first latent frame holds frame 0 alone, the others share the later frames evenly. Tokens may be larger or smaller
+    than cells. ValueError for one latent frame of a film of several frames, or the reverse.
     """
     frames, height, width = np.shape(cells)
     f, h, w = grid
-    if height % h or width % w or (f > 1 and (frames - 1) % (f - 1)) or (f == 1 and frames > 1):
+    if (f == 1) != (frames == 1):
         raise ValueError(f"a film of {frames} x {height} x {width} cells does not fit the token grid {tuple(grid)}")
-    boxes = np.asarray(cells, bool).reshape(frames, h, height // h, w, width // w).any((2, 4))
-    later = boxes[1:].reshape(f - 1, -1, h, w).any(1) if f > 1 else boxes[1:]
-    return np.concatenate([boxes[:1], later])
+    boxes = _overlap(_overlap(np.asarray(cells, bool), h, 1), w, 2)
+    return np.concatenate([boxes[:1], _overlap(boxes[1:], f - 1, 0)]) if f > 1 else boxes
+
+
+def _overlap(cells: np.ndarray, count: int, axis: int) -> np.ndarray:
+    """Bool cells along `axis` to `count` equal parts of its length: true where any cell that the part overlaps is."""
+    size = cells.shape[axis]
+    parts = [np.arange(size * k // count, -(-size * (k + 1) // count)) for k in range(count)]
+    return np.stack([cells.take(part, axis).any(axis) for part in parts], axis)
 
 
 def foreground(sample: Sample, grid: Grid) -> np.ndarray:
@@ -86,7 +94,7 @@ def maps(states: torch.Tensor, grid: Grid) -> torch.Tensor:
 @dataclass(frozen=True)
 class Look:
     """One run. energy, variance: (S, L, f, h, w); states: (probed steps, L + 1, f, h, w, D), index 0 of the second axis
-    the first block's input, or None."""
+    the first block's input, or None. With a `width` the states are `coarse`, their f, h, w and D smaller."""
 
     sample: Sample
     grid: Grid
@@ -95,24 +103,48 @@ class Look:
     states: np.ndarray | None = field(repr=False, default=None)
 
 
+def coarse(width: int) -> Reduction:
+    """A reduction for large models: tokens averaged to at most 5 x 10 x 10 and projected at random to `width` channels.
+
+    (B, N, D) to (B, n, width). 10 x 10 are the cells of a puzzle and 5 the latent frames of a film of 17; the first
+    latent frame stays by itself.
+    """
+    project = projection(width)
+
+    def reduce(states: torch.Tensor, grid: Grid) -> torch.Tensor:
+        f, h, w = grid
+        volume = project(states, grid).transpose(1, 2).unflatten(2, grid)
+        room = min(h, world.CELLS), min(w, world.CELLS)
+        later = [adaptive_avg_pool3d(volume[:, :, 1:], (min(f, 5) - 1, *room))] if f > 1 else []
+        parts = [adaptive_avg_pool3d(volume[:, :, :1], (1, *room)), *later]
+        return torch.cat(parts, 2).flatten(2).transpose(1, 2)
+
+    return reduce
+
+
 def look(
-    pipe: WanImageToVideoPipeline, sample: Sample, seed: int = 0, probed: list[int] | None = None, **call: Any
-) -> Look:
+    pipe: WanImageToVideoPipeline, sample: Sample, seed: int = 0, probed: list[int] | None = None,
+    width: int | None = None, **call: Any,
+) -> Look:  # fmt: skip
     """Run `pipe` on `sample` and keep `maps` of all blocks and steps, and the states themselves at the `probed` steps.
 
-    call: overrides of the preset's settings. The positive branch is looked at, as in the paper.
+    width: keep of these states only what `coarse` leaves; a large model's fill tens of GB. call: overrides of the
+    preset's settings. The positive branch is looked at, as in the paper.
     """
+    reduce = raw if width is None else coarse(width)
     call = sample.inputs | settings(pipe) | call | dict(output_type="latent", generator=seeded(seed))
     with capture(pipe, reduce=maps) as reduced:
         if probed is None:
             pipe(**call)
             states = None
         else:
-            with capture(pipe, 0, probed, raw, inputs=True) as entry, capture(pipe, None, probed, raw) as whole:
+            with capture(pipe, 0, probed, reduce, inputs=True) as entry, capture(pipe, None, probed, reduce) as whole:
                 pipe(**call)
             first = torch.stack([entry.inputs[key][0] for key in sorted(entry, key=lambda key: key[1])])
             states = torch.cat([first[:, None], whole.stack()[:, :, 0]], 1).float()
-            states = states.unflatten(2, whole.grid).numpy()
+            f, h, w = whole.grid
+            grid = whole.grid if width is None else (min(f, 5), min(h, world.CELLS), min(w, world.CELLS))
+            states = states.unflatten(2, grid).numpy()
     stack = reduced.stack()[:, :, 0].numpy()
     return Look(sample, reduced.grid, stack[:, :, 0], stack[:, :, 1], states)
 

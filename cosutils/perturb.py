@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
 
-from .capture import Capture, capture, raw
+from .capture import Capture, Reduction, capture, projection, raw
 from .chain import Trace, trace
 from .inject import Edit, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
 from .loading import seeded, settings
@@ -42,6 +42,7 @@ __all__ = [
     "parts",
     "peaks",
     "pixel_frames",
+    "sketch",
     "unrelated",
 ]
 
@@ -54,6 +55,7 @@ def pixel_frames(frame: int, stride: int = 4) -> range:
 def parts(sample: Sample, film: np.ndarray, disturbed: Iterable[int] = ()) -> dict[str, float]:
     """Scores of `film` (T, H, W, 3), each in [0, 1], with the pixel frames in `disturbed` kept apart.
 
+    Of a film of 16 m + 1 frames every m-th is read, and those of `disturbed` that are not read do not count.
     whole: of all frames, as `Sample.score` gives it. answer: of the last frame, motion: mean of the frames
     between first and last, both of frames left alone; others: their product, a missing part left out. own:
     mean agreement of the disturbed frames. background: share of the cells that no possible answer touches
@@ -61,7 +63,9 @@ def parts(sample: Sample, film: np.ndarray, disturbed: Iterable[int] = ()) -> di
     frames is missing; frame 0 is given and never scored. The right film is the one nearest in the last frame
     left alone. ValueError where no scored frame was left alone.
     """
-    disturbed, last = set(disturbed), len(film) - 1
+    read = range(0, len(film), (len(film) - 1) // (world.FRAMES - 1) or 1)
+    film, disturbed = world.reduced(film), {k for k, frame in enumerate(read) if frame in set(disturbed)}
+    last = len(film) - 1
     alone = [k for k in range(1, last + 1) if k not in disturbed]
     if not alone:
         raise ValueError(f"all of the scored frames 1..{last} are disturbed")
@@ -203,7 +207,7 @@ class Flow:
 
     noise, renoise: read-out -> (S, S), injected step x later step, in [0, 1], NaN where step < injected or
     not swept. A read-out is "layer k" or "estimate". plain: the read-outs of the plain run, read-out -> (S,
-    N, D). trace: the plain run's `Trace`, for its commitment step.
+    N, D), or what their reduction leaves of them. trace: the plain run's `Trace`, for its commitment step.
     """
 
     trace: Trace
@@ -221,25 +225,38 @@ def dissimilarity(plain: torch.Tensor, other: torch.Tensor) -> np.ndarray:
     return np.array([1 - linear_cka(a, b) for a, b in zip(plain, other, strict=True)])
 
 
+def sketch(rows: int, width: int) -> Reduction:
+    """Keep about `rows` tokens, evenly spaced, projected at random to `width` channels: (B, N, D) to (B, n, width).
+
+    For `flow` with large models: CKA needs rows many times the columns, not all of them. n is N divided by the whole
+    number N // rows (at least 1), rounded up. ValueError for fewer than 2 rows or 1 channel.
+    """
+    if rows < 2:
+        raise ValueError(f"CKA compares at least 2 tokens, got rows = {rows}")
+    project = projection(width)
+    return lambda states, grid: project(states[:, :: max(1, states.shape[1] // rows)], grid)
+
+
 def flow(
     pipe: WanImageToVideoPipeline, sample: Sample, noised: Iterable[int], renoised: Iterable[int] = (),
-    layers: Sequence[int] | None = None, seed: int = 0, **call: Any,
+    layers: Sequence[int] | None = None, seed: int = 0, reduce: Reduction = raw, **call: Any,
 ) -> Flow:  # fmt: skip
     """Trace `sample` plainly, then with noise (renoise) at each step of `noised` (`renoised`), and compare.
 
     layers: blocks whose output tokens are read, default the middle one. The clean estimate is read too: rows
-    are latent cells, columns channels.
+    are latent cells, columns channels. reduce: what is kept of the tokens; a large model's, whole and at all steps, fill
+    tens of GB, see `sketch`.
     """
     layers = [len(pipe.transformer.blocks) // 2] if layers is None else list(layers)
     arguments = sample.inputs | settings(pipe) | call | dict(output_type="latent")
-    with record(pipe) as run, capture(pipe, layers, reduce=raw) as states:
+    with record(pipe) as run, capture(pipe, layers, reduce=reduce) as states:
         plain_trace = trace(pipe, sample, seed, **call)
     plain, steps = _read_outs(run, states), run.steps
 
     def rows(edit_at: Callable[[int, int], Edit], injected: Iterable[int]) -> dict[str, np.ndarray]:
         maps = {name: np.full((steps, steps), np.nan) for name in plain}
         for step in injected:
-            with record(pipe, keep=("x0",)) as other, capture(pipe, layers, reduce=raw) as states:
+            with record(pipe, keep=("x0",)) as other, capture(pipe, layers, reduce=reduce) as states:
                 list(inject_each(pipe, run, [edit_at(step, seed)], **arguments))
             for name, tokens in _read_outs(other, states).items():
                 maps[name][step, step:] = dissimilarity(plain[name][step:], tokens)

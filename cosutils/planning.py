@@ -51,8 +51,9 @@ def passes(pipe: Any) -> Iterator[Passes]:
 
 def distances(films: np.ndarray) -> np.ndarray:
     """Root mean square pixel distance of every two of K films (K, ...) in [0, 1]: (K, K), symmetric."""
-    flat = np.asarray(films, np.float64).reshape(len(films), -1)
-    return np.sqrt(((flat[:, None] - flat[None]) ** 2).mean(-1))
+    flat = np.asarray(films).reshape(len(films), -1)
+    rows = [[((one.astype(np.float64) - other) ** 2).mean() for other in flat] for one in flat]
+    return np.sqrt(rows)
 
 
 def closeness(films: np.ndarray) -> np.ndarray:

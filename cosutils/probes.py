@@ -49,11 +49,17 @@ def answered(sample: Sample) -> Labels:
 
 
 def arrange(label: Callable[[Sample], Labels], samples: Sequence[Sample], grid: Grid) -> Labels:
-    """Labels of puzzles by token, (P, K, n): the n cells of each of the K = h w places of the token grid (f, h, w)."""
+    """Labels of puzzles by token, (P, K, n): the n cells of each of the K = h w places of the token grid (f, h, w).
+
+    Tokens smaller than cells are asked for one, the cell under their middle.
+    """
     _, h, w = grid
 
     def by_token(cells: np.ndarray) -> np.ndarray:
         height, width = cells.shape
+        if h > height or w > width:
+            rows, columns = ((2 * np.arange(n) + 1) * size // (2 * n) for n, size in ((h, height), (w, width)))
+            return cells[np.ix_(rows, columns)].reshape(h * w, 1)
         if height % h or width % w:
             raise ValueError(f"{height} x {width} cells do not fit {h} x {w} tokens")
         return cells.reshape(h, height // h, w, width // w).swapaxes(1, 2).reshape(h * w, -1)
@@ -126,7 +132,7 @@ def by_layer(
     first: read the tokens of the first latent frame, which is given, instead of those of all later frames. control: the
     probes are fitted to `shuffled` labels.
     """
-    grid = looks[0].grid
+    grid = looks[0].states.shape[2:5]
     labels, new_labels = (arrange(label, [look.sample for look in part], grid) for part in (looks, new))
     frames = slice(0, 1) if first else slice(1, None)
 

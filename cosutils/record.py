@@ -35,6 +35,7 @@ from ._scheduler import Hub, Tap, experts, is_multistep, reset_multistep, tapped
 __all__ = ["Run", "Series", "record", "resume"]
 
 KEPT = ("x", "v", "x0")
+DECODED = 2**20  # latent values that are decoded at a time: one film of 81 frames and 480 x 480 pixels, or eight small ones
 
 
 class Series(dict[int, Tensor]):
@@ -91,21 +92,22 @@ class Run:
         self,
         steps: Iterable[int] | None = None,
         frames: Iterable[int] | None = None,
-        batch: int = 8,
+        batch: int | None = None,
         pipe: WanImageToVideoPipeline | None = None,
     ) -> Tensor:
         """Return the pixels of x0hat at `steps` (default: all): (S, B, T, H, W, 3), float32 in [0, 1].
 
-        `frames` keeps only these pixel frames. `batch` videos are decoded at a time by the VAE of the
-        recorded pipeline, or of `pipe` where the run was loaded. Raises KeyError for a step, IndexError for a
+        `frames` keeps only these pixel frames. `batch` videos (default: 8, of large ones fewer) are decoded at a
+        time by the VAE of the recorded pipeline, or of `pipe` where the run was loaded. Raises KeyError for a step, IndexError for a
         frame and ValueError for a batch that does not exist.
         """
         pipe = pipe or self.pipe
         if pipe is None:
             raise ValueError("a loaded run needs the pipeline to decode with: run.decode(..., pipe=pipe)")
-        if not isinstance(batch, int) or batch < 1:
+        if batch is not None and (not isinstance(batch, int) or batch < 1):
             raise ValueError(f"batch must be a positive number of videos, got {batch!r}")
         x0 = self.x0.stack() if steps is None else torch.stack([self.x0[step] for step in steps])
+        batch = batch or max(1, min(8, DECODED // x0[0, 0].numel()))
         pixels = [_pixels(pipe, part, frames) for part in x0.flatten(0, 1).split(batch)]
         return torch.cat(pixels).unflatten(0, x0.shape[:2])
 
