@@ -43,7 +43,7 @@ from .record import Run, record
 from .results import weights_digest
 from .schedule import preset as named_preset
 
-__all__ = ["CONDITIONS", "FIELDS", "MEASURES", "complete", "identity", "key", "run_one", "write_json"]
+__all__ = ["CONDITIONS", "FIELDS", "MEASURES", "complete", "identity", "key", "run_one", "weights", "write_json"]
 
 FIELDS = ("model", "preset", "device", "task", "seed", "sample", "size", "frames")
 FIELDS += ("noise_seed", "steps", "condition", "measures", "keep")
@@ -137,7 +137,7 @@ def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "spec": spec,
         "preset": asdict(named_preset(spec["preset"])),
-        "weights": _weights(spec["model"]),
+        "weights": weights(spec["model"]),
         "content": content,
         "versions": {name: version(name) for name in ("cosutils", "torch", "diffusers", "transformers")},
     }
@@ -229,8 +229,8 @@ def _task(root: Path, split: str, task: str, pixels: int, frames: int | None, st
     return vbvr.read(root, [split], [task], pixels=pixels, frames=frames)
 
 
-def _weights(model: str) -> str:
-    """What tells the weights of `model` from others, see `identity`."""
+def weights(model: str) -> str:
+    """What tells the weights of `model` from others, see `identity`. ValueError where they are not on this machine."""
     if digest := weights_digest(model):
         return digest
     if Path(model).is_dir():
