@@ -40,9 +40,7 @@ def embedded(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def two_experts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "a14b"
-    tiny.build("a14b", "unipc").save_pretrained(folder)
-    return folder
+    return tiny.saved("a14b", tmp_path_factory.mktemp("models") / "a14b")
 
 
 def test_the_embedded_model_runs_with_its_settings(embedded):

@@ -9,6 +9,8 @@ Three kinds, the ones `cosutils` works on:
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -30,7 +32,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-__all__ = ["CHANNELS", "KINDS", "LAYERS", "SOLVERS", "build", "call", "image"]
+__all__ = ["CHANNELS", "KINDS", "LAYERS", "SOLVERS", "build", "call", "image", "saved"]
 
 KINDS = ("wan21", "a14b", "ti2v5b")
 SOLVERS = ("euler", "unipc")
@@ -145,6 +147,16 @@ def build(
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def saved(kind: str, folder: str | Path) -> Path:
+    """Write the tiny pipeline of `kind` into `folder` in diffusers format, for `load`, and return the folder.
+
+    It stands in for a model of the hub: float32 weights, and the solver that Wan's own folders ship.
+    """
+    folder = Path(folder)
+    build(kind, "unipc").save_pretrained(folder)
+    return folder
 
 
 def image(seed: int = 0, height: int = 16, width: int = 32) -> Image.Image:
