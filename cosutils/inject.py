@@ -20,10 +20,10 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from torch import Tensor
 
-from ._scheduler import Hub, Tap, tapped
+from ._scheduler import Hub, Tap, is_multistep, tapped
 from .record import Run, resume
 
-__all__ = ["Edit", "inject", "inject_each", "noise_at", "noise_at_frame", "noise_at_step", "renoise"]
+__all__ = ["Edit", "from_noise", "inject", "inject_each", "noise_at", "noise_at_frame", "noise_at_step", "renoise"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,17 @@ class _Injector(Tap):
         return (x, "; ".join(map(str, now))) if now else None
 
 
+class _Start(_Injector):
+    """Puts the noise in as a full run does, whose Euler solver hands on states in the model's own dtype."""
+
+    def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
+        replaced = super().edit(hub, step, x)
+        if replaced is None or step == 0 or is_multistep(hub.scheduler):
+            return replaced
+        model = hub.pipe.transformer or hub.pipe.transformer_2
+        return replaced[0].to(model.dtype), replaced[1]
+
+
 def _apply(edit: Edit, hub: Hub, step: int, x: Tensor) -> Tensor:
     """Return x (B, C, F, H, W) after `edit`."""
     state = np.random.SeedSequence([edit.seed, step]).generate_state(1)  # unlike any initial noise
@@ -130,6 +141,29 @@ def inject(pipe: WanImageToVideoPipeline, *edits: Edit) -> Iterator[tuple[Edit, 
             raise TypeError(f"inject takes edits such as noise_at_step(12), not {edit!r}")
     with tapped(pipe, _Injector(edits)):
         yield edits
+
+
+def from_noise(pipe: WanImageToVideoPipeline, edit: Edit, **arguments: Any) -> Any:
+    """The call under `edit`, a `noise_at_step`, computed from that step on.
+
+    Noise in the place of all of x_s leaves nothing of the steps before, so the output equals the full call's under
+    `inject`. Raises ValueError for an edit that keeps a frame or the estimate.
+    """
+    if edit.step is None or edit.frame is not None or edit.keep_estimate:
+        raise ValueError(f"only noise_at_step replaces all that the steps before computed, not {edit!r}")
+
+    def begin(hub: Hub) -> int:
+        if edit.step >= hub.steps:
+            return 0  # the injector says which steps there are
+        hub.scheduler.set_begin_index(edit.step)
+        return edit.step
+
+    with tapped(pipe, _Start((edit,))) as hub:
+        hub.restart = begin
+        try:
+            return pipe(**arguments)
+        finally:
+            hub.restart = None
 
 
 def inject_each(

@@ -18,10 +18,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -34,50 +35,60 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save
 
 from . import vbvr
+from .ensemble import ensemble, merge_then_single
 from .films import write_film
-from .inject import Edit, inject, noise_at_frame, noise_at_step, renoise
+from .inject import Edit, from_noise, inject, noise_at_frame, noise_at_step, renoise
 from .loading import load, seeded, settings
 from .metrics import commitment_step
-from .mini import tasks
+from .mini import tasks, world
 from .record import Run, record
 from .results import weights_digest
 from .schedule import preset as named_preset
 
-__all__ = ["CONDITIONS", "FIELDS", "MEASURES", "complete", "identity", "key", "run_one", "weights", "write_json"]
+__all__ = ["CONDITIONS", "FIELDS", "MEASURES", "complete", "effort", "identity", "key", "run_one", "weights", "write_json"]
 
 FIELDS = ("model", "preset", "device", "task", "seed", "sample", "size", "frames")
 FIELDS += ("noise_seed", "steps", "condition", "measures", "keep")
 SAMPLE_FILES = (".png", ".txt", ".mp4")
 State = tuple[tuple[Path, str, int, int], ...]  # of files: path, name, size, time of change
 CONDITIONS = {"plain": None, "noise_at_step": noise_at_step, "noise_at_frame": noise_at_frame, "renoise": renoise}
+MERGED = re.compile(r"(ensemble|merge_then_single) (\d+) layers (\d[\d,-]*) steps (\d[\d,-]*)")
 
-
-def _commitment(sample: tasks.Sample, film: np.ndarray, run: Run) -> int:
-    films = run.decode()[:, 0].numpy()
-    return commitment_step([sample.candidates(estimate) for estimate in films])
-
-
-MEASURES: dict[str, Callable[[Any, np.ndarray, Run], float]] = {
-    # name -> f(sample, film (T, H, W, 3) in [0, 1], run); all but the last need a puzzle, see `tasks.Sample`
-    "score": lambda sample, film, run: sample.score(film).total,
-    "solved": lambda sample, film, run: sample.score(film).solved,
-    "answer": lambda sample, film, run: sample.score(film).parts["answer"],
-    "motion": lambda sample, film, run: sample.score(film).parts["motion"],
-    "commitment": _commitment,
+MEASURES: dict[str, Callable[[Any, np.ndarray, np.ndarray | None], float]] = {
+    # name -> f(sample, film (T, H, W, 3) in [0, 1], last frames of the clean estimates (S, H, W, 3) for "commitment");
+    # all but the last need a puzzle, see `tasks.Sample`
+    "score": lambda sample, film, ends: sample.score(film).total,
+    "solved": lambda sample, film, ends: sample.score(film).solved,
+    "answer": lambda sample, film, ends: sample.score(film).parts["answer"],
+    "motion": lambda sample, film, ends: sample.score(film).parts["motion"],
+    "commitment": lambda sample, film, ends: commitment_step([sample.candidates(end) for end in ends]),
     # mean absolute difference of the last frame from the true one, in [0, 1]
-    "last_frame_error": lambda sample, film, run: np.abs(film[-1] - sample.video[-1]).mean(),
+    "last_frame_error": lambda sample, film, ends: np.abs(film[-1] - sample.video[-1]).mean(),
 }
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """An ensemble condition: `size` seeds merged in `layers` at `steps`; single: one goes on after the last of them."""
+
+    single: bool
+    size: int
+    layers: tuple[int, ...]
+    steps: tuple[int, ...]
 
 
 def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
     """`spec` with every default filled in, in the order of FIELDS; ValueError (FileNotFoundError for a
     missing sample) in one sentence for anything that is not allowed.
 
-    model, preset: as `load` takes them. Either task and seed (a puzzle), or sample (a folder <split>/<task>/<00000> in
-    the benchmark's layout, see `vbvr`, with size in pixels, default 480, and frames, default the true film's,
-    rounded up to 4k + 1).
+    model, preset: as `load` takes them. Either task and seed (a puzzle, drawn at size pixels, default 80, and frames,
+    default 17, see `tasks.sample`), or sample (a folder <split>/<task>/<00000> in the benchmark's layout, see `vbvr`,
+    with size, default 480, and frames, default the true film's, rounded up to 4k + 1).
     noise_seed: default 0; the initial noise is drawn from noise_seed + seed, and so is the noise of the condition.
-    steps: default the preset's. condition: "plain" (default) or "noise_at_step 12", "noise_at_frame 3", "renoise 12".
+    steps: default the preset's. condition: "plain" (default), "noise_at_step 12", "noise_at_frame 3", "renoise 12",
+    "ensemble 3 layers 20-29 steps 0" (three seeds merged there by `ensemble`; the measures are means over their films,
+    the first one is kept) or "merge_then_single 3 layers 20-29 steps 0-4" (the first seed goes on alone). Layers and
+    steps are numbers and ranges such as 0,4-6; member k of an ensemble starts like a plain run of noise_seed + k.
     measures: names in MEASURES, default score and solved of a puzzle, last_frame_error of a sample. keep: "latents",
     "video" or None (default). device: "cpu" (default) or "cuda".
     """
@@ -90,19 +101,22 @@ def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
     full = dict(spec)
     if ("task" in spec) == ("sample" in spec):
         raise ValueError("a spec needs either task and seed (a puzzle) or sample (a folder), and not both")
-    for name in ("size", "frames") if "task" in spec else ("seed",):
-        if name in spec:
-            raise ValueError(f"{name} belongs to a spec with {'sample' if 'task' in spec else 'task'}")
     if "task" in spec:
         full["seed"] = _whole(spec, "seed", None)
         tasks.get(spec["task"])
+        world.check_size(_whole(spec, "size", world.SIZE), _whole(spec, "frames", world.FRAMES))
+        for name, usual in (("size", world.SIZE), ("frames", world.FRAMES)):
+            if full.get(name) == usual:  # as where it is not given
+                del full[name]
+    elif "seed" in spec:
+        raise ValueError("seed belongs to a spec with task")
     else:
         full["sample"], full["size"] = str(spec["sample"]), _whole(spec, "size", 480, least=1)
         full["frames"] = _sample(full["sample"], full["size"], spec.get("frames")).frames
     full["noise_seed"] = _whole(spec, "noise_seed", 0)
     full["steps"] = _whole(spec, "steps", named_preset(spec["preset"]).steps, least=1)
     full["condition"] = spec.get("condition", "plain")
-    _edit(full)
+    _treatment(full)
     given = spec.get("measures", ["score", "solved"] if "task" in spec else ["last_frame_error"])
     given = [given] if isinstance(given, str) else given
     if not isinstance(given, list) or not given or not all(isinstance(name, str) for name in given):
@@ -130,7 +144,7 @@ def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     spec = complete(spec)
     if "task" in spec:
-        puzzle = tasks.sample(spec["task"], spec["seed"])
+        puzzle = _puzzle(spec)
         content = hashlib.sha256(puzzle.prompt.encode() + puzzle.ids.tobytes()).hexdigest()[:16]
     else:
         content = _digest(_state(Path(spec["sample"]), SAMPLE_FILES))
@@ -148,6 +162,19 @@ def key(spec: Mapping[str, Any]) -> str:
     return _name(identity(spec))
 
 
+def effort(spec: Mapping[str, Any]) -> int:
+    """Steps of one film that the run of `spec` computes: what its time is counted in.
+
+    A run with noise at step i begins there (see `inject.from_noise`), unless a measure needs all its estimates.
+    """
+    spec = complete(spec)
+    what, steps = _treatment(spec), spec["steps"]
+    if isinstance(what, _Merge):
+        together = max(what.steps) + 1 if what.single else steps
+        return what.size * together + steps - together
+    return steps - what.step if _begins_in_noise(spec, what) else steps
+
+
 def run_one(spec: Mapping[str, Any], out: str | Path) -> Path:
     """Do one run unless it is finished, and return its file `out`/runs/<key>.json.
 
@@ -160,24 +187,21 @@ def run_one(spec: Mapping[str, Any], out: str | Path) -> Path:
     path = out / "runs" / f"{_name(facts)}.json"
     if path.is_file():
         return path
-    if "task" in spec:
-        sample = tasks.sample(spec["task"], spec["seed"])
-    else:
-        sample = _sample(spec["sample"], spec["size"], spec["frames"])
+    sample = _puzzle(spec)
     pipe = _pipeline(spec["model"], facts["weights"], spec["preset"], spec["device"])
-    call = settings(pipe) | {"num_inference_steps": spec["steps"]} | sample.inputs
-    edit, start = _edit(spec), time.perf_counter()
-    with inject(pipe, edit) if edit else nullcontext():
-        with record(pipe, keep=("x0",) if "commitment" in spec["measures"] else ()) as run:
-            generator = seeded(spec["noise_seed"] + spec.get("seed", 0))
-            film = pipe(**call, generator=generator, output_type="np").frames[0]
-    values = {measure: float(MEASURES[measure](sample, film, run)) for measure in spec["measures"]}
+    start = time.perf_counter()
+    films, run = _films(pipe, spec, settings(pipe) | {"num_inference_steps": spec["steps"]} | sample.inputs)
+    ends = run.decode(frames=[-1])[:, :, 0].unbind(1) if "commitment" in spec["measures"] else [None] * len(films)
+    values = {
+        name: float(np.mean([MEASURES[name](sample, film, end) for film, end in zip(films, ends, strict=True)]))
+        for name in spec["measures"]
+    }
     seconds = time.perf_counter() - start
     if spec["keep"] == "latents":
         _write(path.with_suffix(".safetensors"), save({"latents": run.latents}))
     elif spec["keep"] == "video":
-        write_film(film, path.with_suffix(".mp4"))
-    write_json(out / "timings" / path.name, {"seconds": seconds, "steps": spec["steps"]})
+        write_film(films[0], path.with_suffix(".mp4"))
+    write_json(out / "timings" / path.name, {"seconds": seconds, "steps": effort(spec)})
     write_json(path, {**facts, "values": values, "run": run.info})
     return path
 
@@ -198,18 +222,74 @@ def _whole(spec: Mapping[str, Any], name: str, default: int | None, least: int =
     return value
 
 
-def _edit(spec: Mapping[str, Any]) -> Edit | None:
-    """The disturbance that the condition of a spec asks for."""
-    name, _, number = str(spec["condition"]).partition(" ")
+def _treatment(spec: Mapping[str, Any]) -> Edit | _Merge | None:
+    """What the condition of a spec asks for; None for a plain run."""
+    condition, steps = str(spec["condition"]), spec["steps"]
+    if merged := MERGED.fullmatch(condition):
+        what = _Merge(merged[1] != "ensemble", int(merged[2]), _numbers(merged[3]), _numbers(merged[4]))
+        if what.size < 1:
+            raise ValueError(f"condition {condition!r}: an ensemble has 1 seed or more")
+        if (last := max(what.steps)) >= steps - what.single:
+            why = "leaves no step for a single seed" if what.single and last == steps - 1 else "does not exist"
+            raise ValueError(f"condition {condition!r}: step {last} {why} in a run of {steps} steps (0..{steps - 1})")
+        return what
+    name, _, number = condition.partition(" ")
     if name not in CONDITIONS or (name == "plain") != (number == "") or not (number == "" or number.isdecimal()):
         forms = ", ".join(form if form == "plain" else f"'{form} K'" for form in CONDITIONS)
-        raise ValueError(f"unknown condition {spec['condition']!r}; allowed are {forms} with a whole number K")
+        raise ValueError(
+            f"unknown condition {spec['condition']!r}; allowed are {forms} with a whole number K, and "
+            "'ensemble K layers L steps S', 'merge_then_single K layers L steps S' with L and S such as 20-29 or 0,2"
+        )
     if name == "plain":
         return None
-    if name != "noise_at_frame" and int(number) >= spec["steps"]:
-        steps = spec["steps"]
-        raise ValueError(f"condition {spec['condition']!r}: a run of {steps} steps has steps 0..{steps - 1}")
+    if name != "noise_at_frame" and int(number) >= steps:
+        raise ValueError(f"condition {condition!r}: a run of {steps} steps has steps 0..{steps - 1}")
     return CONDITIONS[name](int(number), spec["noise_seed"] + spec.get("seed", 0))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The numbers that such as 0,4-6 names; ValueError for anything else."""
+    found: list[int] = []
+    for part in text.split(","):
+        span = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not span or (span[2] and int(span[2]) < int(span[1])):
+            raise ValueError(f"layers and steps are numbers and rising ranges such as 0,4-6, got {text!r}")
+        found += range(int(span[1]), int(span[2] or span[1]) + 1)
+    return tuple(found)
+
+
+def _begins_in_noise(spec: Mapping[str, Any], what: Edit | _Merge | None) -> bool:
+    """Whether no step before the condition can matter: all frames are replaced, and no measure looks at these steps."""
+    noise = isinstance(what, Edit) and what.frame is None and not what.keep_estimate
+    return noise and "commitment" not in spec["measures"]
+
+
+def _films(pipe: WanImageToVideoPipeline, spec: Mapping[str, Any], call: dict[str, Any]) -> tuple[np.ndarray, Run]:
+    """Films (K, T, H, W, 3) of the run, K = 1 but for "ensemble", and its recording."""
+    what, first = _treatment(spec), spec["noise_seed"] + spec.get("seed", 0)
+    call |= {"generator": seeded(first), "output_type": "np"}
+    keep = ("x0",) if "commitment" in spec["measures"] else ()
+    if isinstance(what, _Merge):
+        merging = {"layers": what.layers, "steps": what.steps}
+        call |= {"prompt": [call["prompt"]] * what.size, "generator": seeded(range(first, first + what.size))}
+        if what.single:
+            output, run = merge_then_single(pipe, **merging, **call)
+            return output.frames, run
+        with ensemble(pipe, **merging), record(pipe, keep=keep) as run:
+            return pipe(**call).frames, run
+    with record(pipe, keep=keep) as run:
+        if _begins_in_noise(spec, what):
+            return from_noise(pipe, what, **call).frames, run
+        with inject(pipe, what) if what else nullcontext():
+            return pipe(**call).frames, run
+
+
+def _puzzle(spec: Mapping[str, Any]) -> tasks.Sample | vbvr.Puzzle:
+    """The puzzle or the benchmark's sample of a completed spec."""
+    if "sample" in spec:
+        return _sample(spec["sample"], spec["size"], spec["frames"])
+    size, frames = spec.get("size", world.SIZE), spec.get("frames", world.FRAMES)
+    return tasks.sample(spec["task"], spec["seed"], pixels=size, frames=frames)
 
 
 def _sample(folder: str | Path, pixels: int, frames: int | None) -> vbvr.Puzzle:

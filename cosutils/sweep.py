@@ -5,13 +5,13 @@
 
     # noise.yaml: every field of a spec has one value, a list, or a range; the grid is their product
     out: runs/sweeps/noise            # default: runs/sweeps/<name of this file>
-    seconds_per_run: 0.5              # optional, for the dry run; else measured on the finished runs
+    seconds_per_run: 0.5              # of a plain run, optional, for the dry run; else measured on the finished runs
     grid:
       model: cos-mini
       preset: mini
       task: [maze, reappear]
       seed: 0..59
-      condition: [plain, noise_at_step 0..9, renoise 2]
+      condition: [plain, noise_at_step 0..9, ensemble 3 layers 4-6 steps 0..2]     # .. spreads the grid, - does not
       measures: [score, solved]
 
 The fields of the grid are those of a spec, see `spec.complete`. Every run leaves its files as `spec.run_one` says, and
@@ -43,7 +43,7 @@ import yaml
 from . import cluster
 from .progress import progress
 from .results import measure, record_numbers
-from .spec import FIELDS, complete, key, run_one, write_json
+from .spec import FIELDS, complete, effort, key, run_one, write_json
 
 __all__ = ["answers", "estimate", "main", "read", "summary", "sweep"]
 
@@ -111,17 +111,19 @@ def read(path: str | Path) -> dict[str, Any]:
 def estimate(specs: Sequence[Mapping[str, Any]], out: str | Path, stated: float | None = None, workers: int = 1) -> str:
     """What is left to do of `specs` and the hours it takes, in a few lines.
 
-    stated: seconds per run; None: measured, seconds per step over the finished runs of `out` times the steps to do.
+    stated: seconds of a plain run; None: seconds per step, measured over the finished runs of `out`. Both count the
+    steps that a run computes (`spec.effort`): a run with noise at step i begins there, an ensemble takes K at a time.
     """
     out = Path(out)
     todo = [spec for spec in specs if not (out / "runs" / f"{key(spec)}.json").is_file()]
     lines = [f"{len(specs)} runs, {len(specs) - len(todo)} finished, {len(todo)} to do"]
     timings = [json.loads(path.read_text(encoding="utf-8")) for path in (out / "timings").glob("[!.]*.json")]
     if stated is not None:
-        total, source = stated * len(todo), f"{stated:g} s per run, stated"
+        total = stated * sum(effort(spec) / spec["steps"] for spec in todo)
+        source = f"{stated:g} s per plain run, stated"
     elif timings:
         per_step = sum(t["seconds"] for t in timings) / sum(t["steps"] for t in timings)
-        total = per_step * sum(spec["steps"] for spec in todo)
+        total = per_step * sum(map(effort, todo))
         source = f"{per_step:.3g} s per step, measured over {len(timings)} runs"
     else:
         return lines[0] + "\nhours unknown: state seconds_per_run in the file, or measure a few runs with --limit 3"

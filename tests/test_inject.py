@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from cosutils.inject import Edit, inject, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
+from cosutils.inject import Edit, from_noise, inject, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
 from cosutils.record import record, resume
 
 
@@ -36,6 +36,32 @@ def test_noise_at_step_is_what_the_model_sees(solver, step):
     for earlier in range(step):
         assert torch.equal(noisy.x[earlier], clean.x[earlier])
     assert noisy.edits == {step: ["noise, seed 4"]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
+@pytest.mark.parametrize("kind", ["a14b", "ti2v5b"])
+def test_a_run_from_the_noise_on_equals_the_full_one(kind, solver, dtype):
+    pipe = tiny.build(kind, solver, dtype)
+    for step in (0, 1, 3):
+        edit = noise_at_step(step, seed=4)
+        full = run_with(pipe, edit)
+        with record(pipe) as late:
+            output = from_noise(pipe, edit, **tiny.call())
+        assert sorted(late.x) == list(range(step, 5)) and late.edits == full.edits
+        assert all(torch.equal(late.x0[at], full.x0[at]) for at in late.x0)
+        assert torch.equal(late.latents, full.latents) and torch.equal(output.frames.float(), late.latents)
+
+
+@pytest.mark.parametrize("edit", [renoise(1), noise_at(1, 1), noise_at_frame(1)], ids=str)
+def test_only_noise_at_a_step_makes_the_steps_before_it_needless(edit):
+    with pytest.raises(ValueError, match="only noise_at_step replaces all"):
+        from_noise(tiny.build("a14b"), edit, **tiny.call())
+
+
+def test_a_run_cannot_begin_beyond_its_end():
+    with pytest.raises(ValueError, match="no step 5 in this call: it has steps 0..4"):
+        from_noise(tiny.build("a14b"), noise_at_step(5), **tiny.call())
 
 
 def test_unipc_does_not_undo_the_noise():

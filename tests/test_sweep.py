@@ -23,7 +23,7 @@ from tiny import build, image
 
 import cosutils as cos
 from cosutils import cluster, vbvr
-from cosutils.spec import MEASURES, complete, identity, key, run_one, write_json
+from cosutils.spec import MEASURES, complete, effort, identity, key, run_one, write_json
 from cosutils.sweep import answers, estimate, main, read, summary, sweep
 
 PUZZLE = {"model": "cos-mini", "preset": "mini", "task": "maze", "seed": 3, "steps": 2}
@@ -88,6 +88,53 @@ def test_a_run_is_the_call_it_describes(tmp_path):
     assert stored["run"]["seeds"] == [8] and stored["spec"]["steps"] == 2
 
 
+def test_a_run_with_noise_begins_at_the_noise_and_ends_as_the_full_one(tmp_path):
+    spec = PUZZLE | {"steps": 4, "condition": "noise_at_step 3", "keep": "latents", "measures": ["score"]}
+    short, full = (run_one(spec | {"measures": names}, tmp_path) for names in (["score"], ["score", "commitment"]))
+    one, other = (json.loads(path.read_text()) for path in (short, full))
+    assert (one["run"]["first"], other["run"]["first"]) == (3, 0)
+    assert one["values"]["score"] == other["values"]["score"]
+    latents = [load_file(path.with_suffix(".safetensors"))["latents"] for path in (short, full)]
+    assert torch.equal(*latents)
+
+
+def test_ensembles_are_the_calls_they_describe(tmp_path):
+    puzzle, pipe = cos.tasks.maze.sample(3), cos.load("cos-mini")
+    call = puzzle.inputs | cos.settings(pipe) | {"num_inference_steps": 3, "output_type": "np"}
+    call |= {"prompt": [puzzle.prompt] * 2, "generator": cos.seeded([8, 9])}
+    where = {"layers": [2, 4, 5], "steps": [0]}
+    with cos.ensemble(pipe, **where):
+        films = pipe(**call).frames
+    single, _ = cos.merge_then_single(pipe, **where, **call | {"generator": cos.seeded([8, 9])})
+    wanted = {"ensemble": films, "merge_then_single": single.frames}
+    for name, films in wanted.items():
+        spec = PUZZLE | {"steps": 3, "noise_seed": 5, "condition": f"{name} 2 layers 2,4-5 steps 0"}
+        spec |= {"measures": ["answer", "last_frame_error", "commitment"], "keep": "latents"}
+        path = run_one(spec, tmp_path)
+        values = json.loads(path.read_text())["values"]
+        assert values["answer"] == pytest.approx(np.mean([puzzle.score(film).parts["answer"] for film in films]))
+        assert values["last_frame_error"] == pytest.approx(
+            np.mean([np.abs(film[-1] - puzzle.video[-1]).mean() for film in films])
+        )
+        assert 0 <= values["commitment"] <= 3
+        assert len(load_file(path.with_suffix(".safetensors"))["latents"]) == len(films)
+
+
+def test_the_effort_counts_the_steps_that_are_computed():
+    counted = {"plain": 10, "noise_at_step 4": 6, "noise_at_frame 4": 10, "renoise 4": 10,
+               "ensemble 3 layers 1 steps 0": 30, "merge_then_single 3 layers 1 steps 0,3": 3 * 4 + 6}  # fmt: skip
+    assert {name: effort(PUZZLE | {"steps": 10, "condition": name}) for name in counted} == counted
+    assert effort(PUZZLE | {"steps": 10, "condition": "noise_at_step 4", "measures": "commitment"}) == 10
+
+
+def test_a_puzzle_is_drawn_at_the_size_of_the_spec(model, tmp_path):
+    spec = {"model": str(model), "preset": "paper", "task": "maze", "seed": 3, "steps": 1, "keep": "latents"}
+    path = run_one(spec | {"size": 160, "frames": 33}, tmp_path)
+    assert load_file(path.with_suffix(".safetensors"))["latents"].shape == (1, 4, 9, 20, 20)
+    assert key(spec | {"size": 80, "frames": 17}) == key(spec) != key(spec | {"size": 160})
+    assert "size" not in complete(spec | {"size": 80})
+
+
 def test_finished_work_is_skipped(tmp_path):
     path = run_one(PUZZLE, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
@@ -135,7 +182,7 @@ def test_different_specs_never_share_an_output(model, sample):
     puzzle = [PUZZLE, *({**PUZZLE, **change} for change in (
         {"model": "cos-mini-student"}, {"preset": "distill4"}, {"task": "bounce"}, {"seed": 4}, {"noise_seed": 1},
         {"steps": 3}, {"condition": "noise_at_step 1"}, {"condition": "noise_at_frame 1"}, {"condition": "renoise 1"},
-        {"condition": "noise_at_step 0"}, {"measures": ["score"]}, {"keep": "latents"}, {"keep": "video"}, {"device": "cuda"},
+        {"condition": "noise_at_step 0"}, {"condition": "ensemble 2 layers 1 steps 0"}, {"size": 160}, {"measures": ["score"]}, {"keep": "latents"}, {"keep": "video"}, {"device": "cuda"},
     ))]  # fmt: skip
     folder = {"model": str(model), "preset": "paper", "sample": str(sample), "size": 32}
     other = sample.parent / "00001"
@@ -171,7 +218,9 @@ def test_changed_weights_and_changed_samples_change_the_name(model, sample):
         ({"preset": "fast"}, "unknown preset 'fast': choose from mini, paper"),
         ({"task": "chess"}, "unknown task 'chess'; tasks are maze"),
         ({"sample": "x"}, "either task and seed"),
-        ({"frames": 5}, "frames belongs to a spec with sample"),
+        ({"frames": 5}, "multiple of 80 pixels a side and 16 m + 1 frames"),
+        ({"size": 100}, "got pixels=100 and frames=17"),
+        ({"size": "big"}, "size must be a whole number of at least 0, got 'big'"),
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
         ({"seed": True}, "seed must be a whole number"),
         ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
@@ -179,6 +228,11 @@ def test_changed_weights_and_changed_samples_change_the_name(model, sample):
         ({"condition": "plain 3"}, "unknown condition 'plain 3'"),
         ({"condition": "renoise -1"}, "unknown condition 'renoise -1'"),
         ({"condition": "noise_at_step 2"}, "a run of 2 steps has steps 0..1"),
+        ({"condition": "ensemble 3"}, "'ensemble K layers L steps S'"),
+        ({"condition": "ensemble 0 layers 1 steps 0"}, "an ensemble has 1 seed or more"),
+        ({"condition": "ensemble 3 layers 3-1 steps 0"}, "rising ranges such as 0,4-6, got '3-1'"),
+        ({"condition": "ensemble 3 layers 1 steps 0,2"}, "step 2 does not exist in a run of 2 steps (0..1)"),
+        ({"condition": "merge_then_single 3 layers 1 steps 1"}, "step 1 leaves no step for a single seed"),
         ({"measures": ["speed"]}, "unknown measure 'speed' for a puzzle; allowed are score, solved"),
         ({"measures": []}, "measures is a name or a list of names"),
         ({"keep": "all"}, "keep is 'latents', 'video' or left out"),
@@ -206,6 +260,13 @@ def test_a_bad_spec_ends_in_one_sentence(change, words, tmp_path):
 def test_a_bad_sample_spec_ends_in_one_sentence(change, words, sample):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(words)):
         complete({"model": "cos-mini", "preset": "mini", "sample": str(sample)} | change)
+
+
+def test_a_range_within_an_ensemble_is_one_condition(tmp_path):
+    grid = GRID | {"condition": ["ensemble 3 layers 2-4 steps 0-1", "merge_then_single 2 layers 2-4 steps 0..2"]}
+    assert {spec["condition"] for spec in read(written(tmp_path, grid))["specs"]} == {
+        "ensemble 3 layers 2-4 steps 0-1", *(f"merge_then_single 2 layers 2-4 steps {step}" for step in range(3))
+    }  # fmt: skip
 
 
 def test_a_grid_is_the_product_of_its_values(tmp_path, sample):
@@ -245,7 +306,7 @@ def test_a_bad_file_ends_in_one_sentence(tmp_path, capsys, text, words):
 def test_a_dry_run_counts_and_estimates(tmp_path, capsys, undisturbed):
     assert main([str(written(tmp_path, seconds_per_run=90)), "--dry-run", "--workers", "4"]) == 0
     assert capsys.readouterr().out == (
-        "24 runs, 0 finished, 24 to do\nabout 0.6 CPU hours, 0.15 hours on 4 workers (90 s per run, stated)\n"
+        "24 runs, 0 finished, 24 to do\nabout 0.6 CPU hours, 0.15 hours on 4 workers (90 s per plain run, stated)\n"
     )
     assert not (tmp_path / "out").exists()
     specs, out, _ = undisturbed
@@ -253,7 +314,7 @@ def test_a_dry_run_counts_and_estimates(tmp_path, capsys, undisturbed):
         "24 runs, 0 finished, 24 to do\nhours unknown: state seconds_per_run in the file, or measure a few runs with --limit 3"
     )
     assert estimate([spec | {"device": "cuda"} for spec in specs], tmp_path, 3600).endswith(
-        "about 24 GPU hours, 24 hours on 1 worker (3600 s per run, stated)"
+        "about 24 GPU hours, 24 hours on 1 worker (3600 s per plain run, stated)"
     )
     timed = [json.loads(path.read_text())["seconds"] for path in (out / "timings").iterdir()]
     longer = [complete(spec | {"steps": 12}) for spec in specs]
