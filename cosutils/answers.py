@@ -11,7 +11,7 @@ A study leaves, for each puzzle <split>/<task>/<00000>,
     <place>/answers/<puzzle>.mp4              as the official evaluator reads it; the last file of a run
     <place>/looks/<puzzle>/run.json           prompt, schedule (sigmas, timesteps), seed, dtypes, versions
     <place>/looks/<puzzle>/step_007.mp4       the clean estimate at that step: the film, had the model stopped there
-    <place>/looks/<puzzle>/views.safetensors  block states at the chosen steps and layers, see `Look`
+    <place>/looks/<puzzle>/views.safetensors  block states at the chosen steps and layers, see `Look.states`
 
 Many conditions, processes or machines: `cosutils.sweep`, which keeps answers and numbers but no pictures.
 """
@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 from diffusers import WanImageToVideoPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, tensor
 
@@ -41,26 +42,44 @@ from .views import views
 
 __all__ = ["Look", "answer", "look_at", "study"]
 
+VIEWS = "views.safetensors"
+
 
 @dataclass(frozen=True)
 class Look:
-    """What was kept of one answered puzzle; S steps and L layers were looked at, tokens lie on a grid (f, h, w).
+    """What was kept of one answered puzzle: its `folder` and the `film`'s file. Everything is read when asked for.
 
-    film: the answer's file. info: of `record`. steps, layers: which. states: "energy" (S, L, f, h, w), "change"
-    (S, L, f - 1), "variance" (S, L, D), "channels" (S, L, K, f, h, w), "components" (S, L, 3, f, h, w), see `views`.
+    S steps and L layers were looked at; tokens lie on a grid (f, h, w).
     """
 
     folder: Path
     film: Path
-    info: dict[str, Any]
-    steps: list[int]
-    layers: list[int]
-    states: dict[str, Tensor]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Prompt, sizes, schedule, seeds, versions: that of `record`."""
+        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
 
     @property
     def sigmas(self) -> list[float]:
         """Noise level of every step of the run, in [0, 1], noisiest first; without the final 0."""
         return self.info["sigmas"][:-1]
+
+    @property
+    def states(self) -> dict[str, Tensor]:
+        """"energy" (S, L, f, h, w), "change" (S, L, f - 1), "variance" (S, L, D), "channels" (S, L, K, f, h, w) and
+        "components" (S, L, 3, f, h, w), see `views`; "steps" (S,) and "layers" (L,) say which."""
+        return load_file(self.folder / VIEWS)
+
+    @property
+    def steps(self) -> list[int]:
+        with safe_open(self.folder / VIEWS, "pt") as file:
+            return file.get_tensor("steps").tolist()
+
+    @property
+    def layers(self) -> list[int]:
+        with safe_open(self.folder / VIEWS, "pt") as file:
+            return file.get_tensor("layers").tolist()
 
     def answer(self) -> np.ndarray:
         """The film that was saved: (T, H, H, 3) uint8."""
@@ -121,7 +140,7 @@ def answer(
     states["layers"] = tensor(seen["energy"].layers if seen else [])
     part = folder / f".views.{os.getpid()}.tmp"
     save_file(states, part)
-    os.replace(part, folder / "views.safetensors")
+    os.replace(part, folder / VIEWS)
     write_json(folder / "run.json", run.info)
     write_film(frames, film, fps)
     return look_at(puzzle, place)
@@ -130,12 +149,10 @@ def answer(
 def look_at(puzzle: Puzzle, place: str | Path) -> Look:
     """What `answer` kept of `puzzle` in `place`. Raises FileNotFoundError where it was not answered there."""
     film, folder = _places(puzzle, place)
-    for path in (film, folder / "run.json", folder / "views.safetensors"):
+    for path in (film, folder / "run.json", folder / VIEWS):
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: {puzzle.name} was not answered there, or its files were removed")
-    states = load_file(folder / "views.safetensors")
-    steps, layers = (states.pop(name).tolist() for name in ("steps", "layers"))
-    return Look(folder, film, json.loads((folder / "run.json").read_text(encoding="utf-8")), steps, layers, states)
+    return Look(folder, film)
 
 
 def _places(puzzle: Puzzle, place: str | Path) -> tuple[Path, Path]:
