@@ -1,11 +1,12 @@
 """Run every notebook with a preset's parameters in a copy of the book, then build the pages from that copy.
 
-    python tools/build_book.py [--preset default] [--workers 3]
+    python tools/build_book.py [--preset default] [--workers 3] [--timeout 7200]
 
 1. `book/`, `notebooks/` and the two configuration files are copied to `_build/stage`, `data/` is linked.
 2. papermill runs each notebook (found by glob, several at a time) with the parameters that
    `notebooks/params/<preset>.yaml` gives it: {notebook name without .ipynb: {parameter: value}}.
-   A notebook or parameter name that does not exist is an error.
+   A notebook or parameter name that does not exist is an error; a name that begins with a dot only holds what other
+   entries repeat by reference (YAML anchors).
    `make_explorer.py` computes the pictures of the explorer page beside them.
 3. `_build/manifest.json` says what ran, with which parameters, how long, and what failed.
 4. Jupyter Book builds the staged copy without executing anything; every warning is an error.
@@ -33,7 +34,7 @@ import yaml
 from refresh_notebooks import stamp_figures, write
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-LITERALS = (bool, int, float, str, list)
+LITERALS = (bool, int, float, str, list, dict)
 BINDER, COLAB = "https://mybinder.org", "https://colab.research.google.com"
 
 
@@ -45,6 +46,7 @@ def preset_parameters(root: pathlib.Path, preset: str) -> dict[str, dict[str, An
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise ValueError(f"no preset {preset!r} in notebooks/params; there are: {known or 'none'}")
     given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    given = {name: values for name, values in given.items() if not name.startswith(".")}
     notebooks = {p.stem: p for p in sorted(folder.glob("*.ipynb"))}
     if unknown := set(given) - set(notebooks):
         raise ValueError(f"{path.name} names no notebook {min(unknown)!r}; there are: {', '.join(notebooks)}")
@@ -55,7 +57,7 @@ def preset_parameters(root: pathlib.Path, preset: str) -> dict[str, dict[str, An
             if key not in known:
                 raise ValueError(f"{path.name}: {name} has no parameter {key!r}; it has: {', '.join(known)}")
             if not isinstance(value, LITERALS):
-                raise ValueError(f"{path.name}: {name}.{key} must be a number, text, truth value or list, not {value!r}")
+                raise ValueError(f"{path.name}: {name}.{key} must be a number, text, truth value, list or mapping, not {value!r}")
     return chosen
 
 
@@ -76,8 +78,13 @@ def stage_tree(root: pathlib.Path, stage: pathlib.Path) -> None:
     (stage / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
-def run_notebook(source: pathlib.Path, target: pathlib.Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Execute `source` into `target` and say how it went; the verdict comes from the exception alone."""
+def run_notebook(
+    source: pathlib.Path, target: pathlib.Path, parameters: dict[str, Any], timeout: int = 7200
+) -> dict[str, Any]:
+    """Execute `source` into `target` and say how it went; the verdict comes from the exception alone.
+
+    timeout: seconds that one cell may take, 0 for no end.
+    """
     record = {
         "notebook": source.name,
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
@@ -88,7 +95,7 @@ def run_notebook(source: pathlib.Path, target: pathlib.Path, parameters: dict[st
     try:
         papermill.execute_notebook(
             str(source), str(target), parameters=parameters, cwd=str(target.parent), kernel_name="python3",
-            progress_bar=False, execution_timeout=7200,
+            progress_bar=False, execution_timeout=timeout or None,
         )
         write(stamp_figures(nbformat.read(target, 4)), target)
     except Exception as error:  # noqa: BLE001  whatever a notebook raises is its status; the build fails on it below
@@ -108,12 +115,13 @@ def run_explorer(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def run_all(
-    root: pathlib.Path, stage: pathlib.Path, chosen: dict[str, dict[str, Any]], workers: int
+    root: pathlib.Path, stage: pathlib.Path, chosen: dict[str, dict[str, Any]], workers: int, timeout: int
 ) -> list[dict[str, Any]]:
     """Execute the chosen notebooks and compute the explorer, `workers` at a time, each in a process of its own."""
     with ProcessPoolExecutor(max_workers=max(1, min(workers, len(chosen) + 1))) as pool:
+        folders = root / "notebooks", stage / "notebooks"
         jobs = [
-            pool.submit(run_notebook, root / "notebooks" / f"{name}.ipynb", stage / "notebooks" / f"{name}.ipynb", values)
+            pool.submit(run_notebook, *(folder / f"{name}.ipynb" for folder in folders), values, timeout)
             for name, values in chosen.items()
         ]
         if (stage / "book" / "explorer.md").is_file():
@@ -146,13 +154,13 @@ def publish(new: pathlib.Path, final: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def build(root: pathlib.Path, preset: str, workers: int) -> int:
+def build(root: pathlib.Path, preset: str, workers: int, timeout: int = 7200) -> int:
     """Stage, run, build, publish; returns the exit status."""
     chosen = preset_parameters(root, preset)
     output = root / "_build"
     stage = output / "stage"
     stage_tree(root, stage)
-    records = run_all(root, stage, chosen, workers)
+    records = run_all(root, stage, chosen, workers, timeout)
     manifest = output / "manifest.json"
     temporary = manifest.with_suffix(".tmp")
     temporary.write_text(json.dumps({"preset": preset, "notebooks": records}, indent=1) + "\n", encoding="utf-8")
@@ -180,9 +188,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="default", help="a file of notebooks/params, without .yaml")
     parser.add_argument("--workers", type=int, default=3, help="notebooks run at the same time")
+    parser.add_argument("--timeout", type=int, default=7200, help="seconds that one cell may take, 0 for no end")
     arguments = parser.parse_args()
     try:
-        return build(ROOT, arguments.preset, arguments.workers)
+        return build(ROOT, arguments.preset, arguments.workers, arguments.timeout)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
