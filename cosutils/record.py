@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import __version__
+from ._lora import active_lora
 from ._scheduler import Hub, Tap, experts, is_multistep, reset_multistep, tapped
 
 __all__ = ["Run", "Series", "record", "resume"]
@@ -278,6 +279,7 @@ def _provenance(hub: Hub) -> dict[str, Any]:
         **{name: call[name] for name in plain},
         "model": Path(model).name if model and Path(model).is_dir() else model,
         "preset": preset.name if preset else None,
+        "lora": active_lora(pipe),
         "scheduler": type(hub.scheduler).__name__,
         "sigmas": hub.sigmas.tolist(),
         "timesteps": [float(t) for t in timesteps],
