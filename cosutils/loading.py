@@ -19,13 +19,16 @@ import torch
 from diffusers import WanImageToVideoPipeline
 
 from . import schedule
+from ._lora import Lora, add_lora
 from ._quiet import quiet
-from ._scheduler import check_pipeline
+from ._scheduler import check_pipeline, experts
+from ._text import remember_prompts
 
 __all__ = ["data_folder", "load", "seeded", "settings", "use_preset"]
 
 DATA = "COSUTILS_DATA"  # environment variable: the folder that holds cos-mini, default data/ of the checkout
 EMBEDDED = "cos-mini"
+OFFLOADS = ("model", "group")
 
 
 def load(
@@ -33,15 +36,32 @@ def load(
     preset: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    lora: Lora | None = None,
+    offload: str | None = None,
 ) -> WanImageToVideoPipeline:
     """Return the stock pipeline of `model` with `preset` attached.
 
     model: "cos-mini" (or another cos-mini-... folder of data/), a folder in diffusers format, or a hub id.
     preset: a name in `schedule.PRESETS`; default "mini" for the embedded model, else "hf_default".
     dtype: of transformers and text encoder, default the preset's; VAE and image encoder stay in float32.
-    Raises ValueError for an unknown model or preset and for weights that do not match their SHA256SUMS,
-    FileNotFoundError for a missing folder or file, OSError where the hub has no such model.
+    device: where it runs. All but the embedded models encode each prompt once and remember it; in between the
+    text encoder (11 GB) stays on the CPU, so that two 14B experts in bfloat16 (57 GB) fit an 80 GB card.
+    lora: low-rank weights, needs the extra [lora]: a .safetensors file, a folder that holds one, "owner/name"
+    or "owner/name/file.safetensors" of the hub, or a list of (such a source, alpha) pairs; alpha, default 1,
+    multiplies the network alpha / rank of the file, 0 switches it off. Every expert gets the file; Wan2.2's
+    weights for one expert each are given as {"transformer": high-noise file, "transformer_2": low-noise file}.
+    offload: for cards that the model does not fit, needs an accelerator as `device`. "model" keeps one whole
+    component on it at a time: one exchange of experts per film, memory of one expert. "group" streams the
+    blocks of the experts through it, the next one arriving while this one computes: least memory.
+    Raises ValueError for an unknown model, preset or offload, for a LoRA that does not fit and for weights
+    that do not match their SHA256SUMS, FileNotFoundError for a missing folder or file, OSError where the hub
+    has no such model.
     """
+    device = torch.device(device)
+    if offload not in (None, *OFFLOADS):
+        raise ValueError(f"unknown offload {offload!r}: choose from None, {', '.join(map(repr, OFFLOADS))}")
+    if offload and device.type == "cpu":
+        raise ValueError(f"offload={offload!r} needs an accelerator to compute on: pass device='cuda' with it")
     embedded = str(model).split("-")[:2] == EMBEDDED.split("-") and os.sep not in str(model)
     chosen = schedule.preset(preset or ("mini" if embedded else "hf_default"))
     dtype = dtype or getattr(torch, chosen.dtype)
@@ -61,7 +81,10 @@ def load(
         pipe.set_progress_bar_config(disable=True)  # a run takes a second
     else:
         pipe = _from_pretrained(model, dtypes)
-    pipe.to(device)
+        remember_prompts(pipe.text_encoder, parked=offload != "model")
+    if lora is not None:
+        add_lora(pipe, lora)
+    _place(pipe, device, offload)
     return use_preset(pipe, chosen.name)
 
 
@@ -139,6 +162,25 @@ def _verify(folder: Path) -> None:
                 raise ValueError(
                     f"{folder / name} is truncated or altered: its sha256 differs from {sums.name}"
                 )
+
+
+def _place(pipe: WanImageToVideoPipeline, device: torch.device, offload: str | None) -> None:
+    """Move the pipeline to `device`, or only as much of it as `offload` says."""
+    if offload is None:
+        pipe.to(device)
+    elif offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        for name, component in pipe.components.items():
+            if name in experts(pipe):
+                component.enable_group_offload(
+                    onload_device=device,
+                    offload_type="block_level",
+                    num_blocks_per_group=1,
+                    use_stream=device.type == "cuda",
+                )
+            elif isinstance(component, torch.nn.Module):
+                component.to(device)
 
 
 def _from_pretrained(model: str | Path, dtypes: dict[str, torch.dtype]) -> WanImageToVideoPipeline:
