@@ -22,7 +22,9 @@ from .claims import CLAIMS, judge, load_claims
 from .mini.tasks import NAMES
 from .results import read_numbers, weights_digest
 
-__all__ = ["NOT_MEASURED", "SIGNS", "Finding", "counts", "gather", "origin", "section_table", "verdict_map"]
+__all__ = [
+    "NOT_MEASURED", "SIGNS", "Finding", "counts", "gather", "number_text", "origin", "section_table", "verdict_map",
+]  # fmt: skip
 
 NOT_MEASURED = "not measured"
 SIGNS = {"supported": "✓", "undecided": "?", "not supported": "✗"}
@@ -98,11 +100,13 @@ def counts(findings: Sequence[Finding]) -> dict[str, int]:
     return {word: sum(f.verdict == word for f in findings) for word in (*SIGNS, NOT_MEASURED)}
 
 
-def _number(number: Mapping[str, Any] | None) -> str:
+def number_text(number: Mapping[str, Any] | None) -> str:
+    """A recorded number as "0.31 [0.30, 0.32], N = 200"; a dash for None."""
     if number is None:
         return "–"
-    span = "" if number["low"] is None else f" [{number['low']:.2f}, {number['high']:.2f}]"
-    return f"{number['value']:.2f}{span}, N = {number['n']}"
+    value, *ends = (f"{round(number[k], 2) + 0.0:.2f}" for k in ("value", "low", "high") if number[k] is not None)
+    span = f" [{', '.join(ends)}]" if ends else ""
+    return f"{value}{span}, N = {number['n']}"
 
 
 def _range(span: tuple[float, float]) -> str:
@@ -122,7 +126,7 @@ def section_table(findings: Sequence[Finding], section: str) -> tuple[list[str],
         sign = f"{SIGNS[finding.verdict]} {finding.verdict}" if finding.run else finding.verdict
         word = f"{sign} (default run)" if finding.run == "default" else sign
         for measure, (full, default, span) in finding.rows.items():
-            row = [finding.task or "–", word, measure, _range(span), _number(full), _number(default)]
+            row = [finding.task or "–", word, measure, _range(span), number_text(full), number_text(default)]
             groups.setdefault(title, []).append(row)
     if not groups:
         raise ValueError(f"no claim of section {section!r} among the findings")

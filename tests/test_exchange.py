@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cosutils.exchange import Exchange, between_seeds, between_twins, captured, leader
+from cosutils.layers import pool
 from cosutils.loading import seeded, settings, use_preset
 from cosutils.mini import tasks
 from cosutils.mini.model import build_pipeline, build_transformer
@@ -50,6 +51,22 @@ def test_a_whole_state_under_the_same_prompt_is_the_same_at_every_layer(pipe):
     ways = [Exchange(layer, "state", first=1) for layer in (0, 1)]
     _, own, films = between_seeds(pipe, sample, ways, (5, 6), **CALL)
     assert np.allclose(films[0], films[1], atol=1e-5) and not np.allclose(films[0], own, atol=1e-3)
+
+
+def test_a_region_is_both_answers_places_after_the_given_frame(pipe):
+    sample, once = tasks.find_shape.sample(0), dict(num_inference_steps=1)  # no later step mixes the tokens again
+    donor, own, (film,) = between_twins(pipe, sample, [Exchange(1, "region")], **once)
+    changed = [(option != sample.blank) for option in (sample.options[sample.answer], sample.twin().ids[-1])]
+    inside = np.kron(pool((changed[0] | changed[1])[None], (1, 5, 5))[0], np.ones((16, 16), bool))  # whole tokens
+    assert not np.allclose(donor[0], own[0], atol=1e-4) and np.allclose(film[0], own[0], atol=1e-6)
+    assert np.allclose(film[-1][inside], donor[-1][inside], atol=1e-5)
+    assert np.allclose(film[-1][~inside], own[-1][~inside], atol=1e-6)
+
+
+def test_an_exchange_ends_after_its_steps(pipe):
+    sample = tasks.find_shape.sample(0)
+    _, own, (once, always) = between_twins(pipe, sample, [Exchange(1, "state", first=1), Exchange(1, "state")], **CALL)
+    assert not np.allclose(once, always, atol=1e-4) and not np.allclose(once, own, atol=1e-4)
 
 
 def test_own_states_change_nothing(pipe):

@@ -35,6 +35,10 @@ def test_foreground_is_what_is_drawn_and_the_places_of_answers_do_not_overlap():
     sample = tasks.find_shape.sample(0)
     marks = layers.foreground(sample, GRID)
     assert marks[4].sum() > marks[0].sum() >= 1  # the purple frame grows
+    ball = tasks.shelf.sample(0)
+    drawn = layers.pool(~np.isin(ball.ids, layers.STRUCTURE), GRID)
+    left = layers.pool(ball.ids != ball.ids[0], GRID) & ~drawn
+    assert left.any() and layers.foreground(ball, GRID)[left].all()  # where the ball was, the floor is of interest too
     own, others = layers.named(sample, GRID)
     assert own.any() and others.any() and not (own & others).any()
 

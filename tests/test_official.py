@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cosutils import official, vbvr
 from cosutils.loading import data_folder
@@ -103,6 +104,10 @@ def test_model_truth_and_floors_are_scored_in_the_kits_layout(kit, puzzles, answ
     means = {role: np.mean(list(scores.values())) for role, scores in report.scores.items()}
     assert means["ground truth"] > 0.97 and means["model"] > 0.97
     assert means["ground truth"] > means["frozen first frame"] > means["noise"]
+    for puzzle in puzzles:
+        given, final = (np.float32(one.resize((32, 32), Image.BOX)) for one in (puzzle.image, puzzle.final))
+        held = report.scores["frozen first frame"][puzzle.name]
+        assert held == pytest.approx(1 - (abs(given - final) > 24).mean(), abs=0.02) and held < 1
     seen = {call["name"]: call for call in calls(root)}
     assert list(seen) == ["model", "ground-truth", "frozen-first-frame", "noise"]
     assert {call["device"] for call in seen.values()} == {"cpu"}

@@ -32,6 +32,8 @@ def test_labels_lie_where_the_board_has_them():
     assert labels.value[0, 0].tolist() == probes.occupied(sample).value[:2, :2].reshape(-1).tolist()
     answer = probes.answered(sample)
     assert answer.counted.any() and (answer.value & answer.counted).any() and (~answer.value & answer.counted).any()
+    every = np.all([option != sample.blank for option in sample.options.values()], 0)
+    assert every.any() and not (answer.counted & every).any()  # told from walls, not from other answers
     with pytest.raises(ValueError, match="do not fit 3 x 5 tokens"):
         probes.arrange(probes.occupied, [sample], (5, 3, 5))
 
@@ -56,9 +58,22 @@ def test_a_probe_reads_the_layer_that_holds_the_label(made):
     assert np.nanmean(scores[:, 0, 1]) > np.nanmean(scores[:, 0, 0]) + 0.15
 
 
+def test_the_penalty_does_not_depend_on_how_many_puzzles_say_the_same():
+    rng = np.random.default_rng(2)
+    states, value = rng.normal(size=(8, 2, 1, 5)), rng.integers(0, 2, (8, 1, 4)).astype(bool)
+    labels = probes.Labels(value, np.ones_like(value))
+    truth = rng.integers(0, 2, (60, 1, 4)).astype(bool)
+    new = rng.normal(size=(60, 2, 1, 5)), probes.Labels(truth, np.ones_like(truth))
+    often = np.tile(states, (50, 1, 1, 1)), probes.Labels(*(np.tile(part, (50, 1, 1)) for part in labels))
+    once = probes.read_out(states, labels, *new, ridge=1)
+    assert np.allclose(once, probes.read_out(*often, *new, ridge=1), equal_nan=True)
+    assert not np.allclose(once, probes.read_out(states, labels, *new, ridge=0.01))
+
+
 def test_near_best_needs_something_to_read():
-    curve = np.array([0.5, 0.6, 0.97, 1.0])
-    assert probes.near_best(curve, np.array(0.5)) == 1  # layers -1, 0, 1, 2
+    curve = np.array([0.5, 0.6, 0.94, 1.0])
+    assert probes.near_best(curve, np.array(0.5)) == 2  # layers -1, 0, 1, 2; near is from 0.95 on
+    assert probes.near_best(curve, np.array(0.3)) == 1
     assert np.isnan(probes.near_best(np.full(4, 0.52), np.array(0.5)))
 
 
