@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ._scheduler import experts
 
-__all__ = ["Lora", "active_lora", "add_lora"]
+__all__ = ["Lora", "active_lora", "add_lora", "lora_files"]
 
 Source = str | Path | dict[str, str | Path]
 Lora = Source | Sequence[Source | tuple[Source, float]]
@@ -59,6 +60,12 @@ def active_lora(pipe: WanImageToVideoPipeline) -> dict[str, dict[str, float]]:
                     alpha = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
                     found.setdefault(expert, {})[name] = round(alpha, 9)
     return found
+
+
+def lora_files(lora: Lora) -> list[Path]:
+    """The files that `lora` means, in its order; raises as `add_lora` does."""
+    sources = [source for source, _ in _pairs(lora)]
+    return [_file(given) for one in sources for given in (one.values() if isinstance(one, dict) else [one])]
 
 
 def _pairs(lora: Lora) -> list[tuple[Source, float]]:
@@ -110,7 +117,9 @@ def _put(pipe: WanImageToVideoPipeline, expert: str, file: Path, name: str) -> N
             facts = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "null"))
         state = pipe.lora_state_dict(weights)
         pairs = sum(key.endswith("lora_A.weight") for key in state)
-        pipe.load_lora_into_transformer(state, model, adapter_name=name, metadata=facts, _pipeline=pipe)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several add up
+            pipe.load_lora_into_transformer(state, model, adapter_name=name, metadata=facts, _pipeline=pipe)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(
             f"{file} does not fit {expert} of this model: {str(error).strip().splitlines()[-1].strip()}"
