@@ -38,7 +38,8 @@ from . import vbvr
 from .ensemble import ensemble, merge_then_single
 from .films import write_film
 from .inject import Edit, from_noise, inject, noise_at_frame, noise_at_step, renoise
-from .loading import load, seeded, settings
+from ._lora import lora_files
+from .loading import OFFLOADS, load, seeded, settings
 from .metrics import commitment_step
 from .mini import tasks, world
 from .record import Run, record
@@ -47,8 +48,9 @@ from .schedule import preset as named_preset
 
 __all__ = ["CONDITIONS", "FIELDS", "MEASURES", "complete", "effort", "identity", "key", "run_one", "weights", "write_json"]
 
-FIELDS = ("model", "preset", "device", "task", "seed", "sample", "size", "frames")
+FIELDS = ("model", "preset", "device", "offload", "lora", "task", "seed", "sample", "size", "frames")
 FIELDS += ("noise_seed", "steps", "condition", "measures", "keep")
+LOADED = ("model", "preset", "device", "offload", "lora")  # what decides which pipeline is in memory
 SAMPLE_FILES = (".png", ".txt", ".mp4")
 State = tuple[tuple[Path, str, int, int], ...]  # of files: path, name, size, time of change
 CONDITIONS = {"plain": None, "noise_at_step": noise_at_step, "noise_at_frame": noise_at_frame, "renoise": renoise}
@@ -81,7 +83,8 @@ def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
     """`spec` with every default filled in, in the order of FIELDS; ValueError (FileNotFoundError for a
     missing sample) in one sentence for anything that is not allowed.
 
-    model, preset: as `load` takes them. Either task and seed (a puzzle, drawn at size pixels, default 80, and frames,
+    model, preset, offload, lora: as `load` takes them, paths as text; offload and lora are left out where there is
+    none. Either task and seed (a puzzle, drawn at size pixels, default 80, and frames,
     default 17, see `tasks.sample`), or sample (a folder <split>/<task>/<00000> in the benchmark's layout, see `vbvr`,
     with size, default 480, and frames, default the true film's, rounded up to 4k + 1).
     noise_seed: default 0; the initial noise is drawn from noise_seed + seed, and so is the noise of the condition.
@@ -132,6 +135,14 @@ def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"keep is 'latents', 'video' or left out, got {full['keep']!r}")
     if full["device"] not in ("cpu", "cuda"):
         raise ValueError(f"device is 'cpu' or 'cuda', got {full['device']!r}")
+    if spec.get("offload") not in (None, *OFFLOADS) or (spec.get("offload") and full["device"] == "cpu"):
+        allowed = " or ".join(map(repr, OFFLOADS))
+        raise ValueError(f"offload is {allowed} with device 'cuda', or left out, got {spec['offload']!r}")
+    if not isinstance(spec.get("lora"), (str, list, dict, type(None))):
+        raise ValueError(f"lora is a file, a hub id or a list of [file or hub id, alpha] pairs, got {spec['lora']!r}")
+    for name in ("offload", "lora"):
+        if full.get(name) is None:
+            full.pop(name, None)
     return {name: full[name] for name in FIELDS if name in full}
 
 
@@ -140,7 +151,8 @@ def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     The completed spec, the row of its preset, digests of the model's weights and of the puzzle or sample, versions of
     the packages. A model folder is hashed whole, once per process and state of its files (about 1 s per GB); of a hub
-    id the commit that was downloaded is taken. Raises ValueError, also for weights that are not on this machine.
+    id the commit that was downloaded is taken. Of
+    low-rank weights the content of the files counts too. Raises ValueError, also for weights that are not on this machine.
     """
     spec = complete(spec)
     if "task" in spec:
@@ -153,6 +165,7 @@ def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
         "preset": asdict(named_preset(spec["preset"])),
         "weights": weights(spec["model"]),
         "content": content,
+        **({"lora": [_hashed(path) for path in lora_files(spec["lora"])]} if "lora" in spec else {}),
         "versions": {name: version(name) for name in ("cosutils", "torch", "diffusers", "transformers")},
     }
 
@@ -188,7 +201,7 @@ def run_one(spec: Mapping[str, Any], out: str | Path) -> Path:
     if path.is_file():
         return path
     sample = _puzzle(spec)
-    pipe = _pipeline(spec["model"], facts["weights"], spec["preset"], spec["device"])
+    pipe = _pipeline(json.dumps([spec.get(name) for name in LOADED]), json.dumps([facts["weights"], facts.get("lora")]))
     start = time.perf_counter()
     films, run = _films(pipe, spec, settings(pipe) | {"num_inference_steps": spec["steps"]} | sample.inputs)
     ends = run.decode(frames=[-1])[:, :, 0].unbind(1) if "commitment" in spec["measures"] else [None] * len(films)
@@ -330,6 +343,12 @@ def _state(folder: Path, endings: tuple[str, ...]) -> State:
     return tuple((p, p.relative_to(folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
 
 
+def _hashed(path: Path) -> str:
+    """Digest of one file's content, whatever its name."""
+    status = path.stat()
+    return _digest(((path, "", status.st_size, status.st_mtime_ns),))
+
+
 @lru_cache(maxsize=4096)
 def _digest(state: State) -> str:
     total = hashlib.sha256()
@@ -340,9 +359,9 @@ def _digest(state: State) -> str:
 
 
 @lru_cache(maxsize=1)
-def _pipeline(model: str, weights: str, preset: str, device: str) -> WanImageToVideoPipeline:
-    """The model of this process; `weights` tells a changed one from the one in memory."""
-    pipe = load(model, preset, device=device)
+def _pipeline(loaded: str, weights: str) -> WanImageToVideoPipeline:
+    """The model of this process: `loaded` are the values of LOADED, `weights` tells changed ones from those in memory."""
+    pipe = load(**dict(zip(LOADED, json.loads(loaded), strict=True)))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -14,7 +14,8 @@
       condition: [plain, noise_at_step 0..9, ensemble 3 layers 4-6 steps 0..2]     # .. spreads the grid, - does not
       measures: [score, solved]
 
-The fields of the grid are those of a spec, see `spec.complete`. Every run leaves its files as `spec.run_one` says, and
+The fields of the grid are those of a spec, see `spec.complete`; a list of low-rank weights is one of several values and
+stands in brackets of its own, lora: [[[a.safetensors, 0.5], [b.safetensors, 1]]]. Every run leaves its files as `spec.run_one` says, and
 the sweep adds
 
     out/failed/<key>.json             spec and error of a run that failed; the next start tries it again
@@ -115,7 +116,8 @@ def estimate(specs: Sequence[Mapping[str, Any]], out: str | Path, stated: float 
     steps that a run computes (`spec.effort`): a run with noise at step i begins there, an ensemble takes K at a time.
     """
     out = Path(out)
-    todo = [spec for spec in specs if not (out / "runs" / f"{key(spec)}.json").is_file()]
+    finished = {path.stem for path in (out / "runs").glob("[!.]*.json")}
+    todo = [spec for spec in specs if not finished or key(spec) not in finished]  # without any, no weights are needed
     lines = [f"{len(specs)} runs, {len(specs) - len(todo)} finished, {len(todo)} to do"]
     timings = [json.loads(path.read_text(encoding="utf-8")) for path in (out / "timings").glob("[!.]*.json")]
     if stated is not None:
@@ -224,10 +226,10 @@ def _labels(specs: Sequence[Mapping[str, Any]], without: Sequence[str]) -> list[
     varied = [
         name
         for name in FIELDS
-        if name == "condition" or name not in without and len({spec.get(name) for spec in specs}) > 1
+        if name == "condition" or name not in without and len({json.dumps(spec.get(name)) for spec in specs}) > 1
     ]
     texts = [[(name, spec[name]) for name in varied if spec.get(name) is not None] for spec in specs]
-    return [", ".join(f"{n} {v}" if isinstance(v, int) else v for n, v in parts) for parts in texts]
+    return [", ".join(v if isinstance(v, str) else f"{n} {v}" for n, v in parts) for parts in texts]
 
 
 def _do(run: tuple[str, Mapping[str, Any]], out: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import build, image
 
 import cosutils as cos
@@ -135,6 +135,26 @@ def test_a_puzzle_is_drawn_at_the_size_of_the_spec(model, tmp_path):
     assert "size" not in complete(spec | {"size": 80})
 
 
+def test_low_rank_weights_are_loaded_and_named_by_their_content(model, tmp_path):
+    pytest.importorskip("peft", reason="low-rank weights need the extra [lora]")
+    files = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    for number, file in enumerate(files):
+        parts = {"lora_A": torch.full((2, 24), 1.0), "lora_B": torch.full((24, 2), 1.0 + number)}
+        save_file({f"transformer.blocks.0.attn1.to_q.{part}.weight": w for part, w in parts.items()}, file)
+    grid = {"model": str(model), "preset": "paper", "task": "maze", "seed": 3, "steps": 1, "keep": "latents",
+            "lora": [None, str(files[0]), str(files[1]), [[str(files[0]), 0.0]]]}  # fmt: skip
+    specs = read(written(tmp_path, grid))["specs"]
+    assert [spec.get("lora") for spec in specs] == grid["lora"] and "lora" not in specs[0]
+    none, a, b, zero = (
+        load_file(run_one(spec, tmp_path / "out").with_suffix(".safetensors"))["latents"] for spec in specs
+    )
+    assert torch.equal(none, zero) and not torch.equal(none, a) and not torch.equal(a, b)
+    first = key(specs[1])
+    shutil.copy(files[1], files[0])
+    assert key(specs[1]) != first
+    assert len(summary(specs, tmp_path / "out").splitlines()) == 1 + 2  # the runs with that file are no longer there
+
+
 def test_finished_work_is_skipped(tmp_path):
     path = run_one(PUZZLE, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
@@ -183,6 +203,7 @@ def test_different_specs_never_share_an_output(model, sample):
         {"model": "cos-mini-student"}, {"preset": "distill4"}, {"task": "bounce"}, {"seed": 4}, {"noise_seed": 1},
         {"steps": 3}, {"condition": "noise_at_step 1"}, {"condition": "noise_at_frame 1"}, {"condition": "renoise 1"},
         {"condition": "noise_at_step 0"}, {"condition": "ensemble 2 layers 1 steps 0"}, {"size": 160}, {"measures": ["score"]}, {"keep": "latents"}, {"keep": "video"}, {"device": "cuda"},
+        {"device": "cuda", "offload": "model"}, {"device": "cuda", "offload": "group"},
     ))]  # fmt: skip
     folder = {"model": str(model), "preset": "paper", "sample": str(sample), "size": 32}
     other = sample.parent / "00001"
@@ -212,7 +233,7 @@ def test_changed_weights_and_changed_samples_change_the_name(model, sample):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"stepz": 3}, "unknown field 'stepz' in a spec; allowed are model, preset, device, task"),
+        ({"stepz": 3}, "unknown field 'stepz' in a spec; allowed are model, preset, device, offload, lora, task"),
         ({"model": None}, "needs model as text"),
         ({"model": "cos-huge"}, "no model 'cos-huge' on this machine: choose cos-mini"),
         ({"preset": "fast"}, "unknown preset 'fast': choose from mini, paper"),
@@ -237,6 +258,9 @@ def test_changed_weights_and_changed_samples_change_the_name(model, sample):
         ({"measures": []}, "measures is a name or a list of names"),
         ({"keep": "all"}, "keep is 'latents', 'video' or left out"),
         ({"device": "tpu"}, "device is 'cpu' or 'cuda'"),
+        ({"offload": "model"}, "offload is 'model' or 'group' with device 'cuda', or left out, got 'model'"),
+        ({"offload": "disk", "device": "cuda"}, "offload is 'model' or 'group'"),
+        ({"lora": 3}, "lora is a file, a hub id or a list of [file or hub id, alpha] pairs, got 3"),
     ],
 )
 def test_a_bad_spec_ends_in_one_sentence(change, words, tmp_path):
