@@ -99,3 +99,63 @@ def test_read_inverts_draw():
 def test_bad_input_is_refused_in_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+LARGE = dict(pixels=160, frames=33)
+
+
+@every_task
+def test_the_same_puzzle_at_another_size_is_read_the_same(name):
+    small, large = tasks.sample(name, 4), tasks.sample(name, 4, **LARGE)
+    assert large.prompt == small.prompt and np.array_equal(large.ids, small.ids)
+    assert large.video.shape == large.shape == (33, 160, 160, 3) and large.image.size == (160, 160)
+    assert np.array_equal(world.reduced(large.video), small.video)
+    assert large.score(large.video).solved and large.twin().shape == large.shape
+    assert np.allclose([*large.candidates(large.video).values()], [*small.candidates(small.video).values()], atol=1e-6)
+    for kind in CONTROLS:
+        assert control(kind, large).shape == large.shape
+        if kind != "noise":  # the mean of more noise is greyer
+            assert large.score(control(kind, large)) == small.score(control(kind, small))
+
+
+def test_a_film_is_read_by_the_mean_of_its_blocks_at_every_mth_frame():
+    small = tasks.maze.sample(0)
+    large = tasks.maze.sample(0, pixels=240, frames=49)
+    film = large.video + np.random.default_rng(0).normal(0, 0.3, large.shape)
+    film[1::3] = film[2::3] = 0.5  # not among the frames that are read: 0, 3, 6, ...
+    assert np.abs(world.reduced(film) - small.video).mean() < 0.1  # 0.3 / 3, times 0.8
+    assert large.score(film).solved and large.score(world.reduced(film)).solved
+    assert np.array_equal(world.read(film[-1]), small.ids[-1])
+
+
+def test_frames_are_held_and_the_last_of_each_is_read():
+    assert world.shown(17).tolist() == list(range(17))
+    assert world.shown(33).tolist() == [0] + [k for k in range(1, 17) for _ in range(2)]
+    assert world.shown(81)[::5].tolist() == list(range(17))
+
+
+def test_inputs_name_the_prompt_length_of_the_embedded_model_only():
+    assert tasks.maze.sample(0).inputs["max_sequence_length"] == 16
+    inputs = tasks.maze.sample(0, **LARGE).inputs
+    assert "max_sequence_length" not in inputs
+    assert (inputs["height"], inputs["width"], inputs["num_frames"]) == (160, 160, 33)
+
+
+@pytest.mark.parametrize(
+    "size", [dict(pixels=100), dict(pixels=0), dict(pixels=80.0), dict(frames=21), dict(frames=1), dict(frames=True)]
+)
+def test_sizes_that_cannot_be_drawn_are_refused(size):
+    with pytest.raises(ValueError, match=r"a multiple of 80 pixels a side and 16 m \+ 1 frames .* got pixels="):
+        tasks.sample("maze", 0, **size)
+
+
+def test_films_of_another_size_are_refused():
+    large = tasks.maze.sample(0, **LARGE)
+    with pytest.raises(ValueError, match=r"a maze film has shape \(33, 160, 160, 3\), got"):
+        large.score(np.zeros((33, 80, 80, 3)))
+    with pytest.raises(ValueError, match="pictures must end in"):
+        world.shrunk(np.zeros((160, 80, 3)))
+    with pytest.raises(ValueError, match="films have shape"):
+        world.reduced(np.zeros((160, 160, 3)))
+    with pytest.raises(ValueError, match="got pixels=80 and frames=5"):
+        world.reduced(np.zeros((5, 80, 80, 3)))

@@ -1,0 +1,89 @@
+"""The presets of large models: every notebook runs with them, on tiny pipelines of the same kind read from a folder.
+
+The stand-ins have the parts of the real models (two experts, image encoder, expanded timesteps, text encoder, deep VAE) and
+random weights; what is replaced beside the model is the device, the size of the films and the length of lists.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import papermill
+import pytest
+from test_notebook_parameters import NOTEBOOKS, READERS, ROOT, TINY, run
+from tiny import saved
+
+import cosutils as cos
+from cosutils.mini import world
+from cosutils.results import read_numbers
+
+STAND_INS = {"vbvr_wan22": "a14b", "wan21_i2v_14b": "wan21", "wan22_ti2v_5b": "ti2v5b"}
+SIZES = {"a14b": dict(pixels=80, frames=17), "wan21": dict(pixels=80, frames=33), "ti2v5b": dict(pixels=80, frames=17)}
+PAGES = [name for name in NOTEBOOKS if name[:2] <= "12" and name not in READERS]
+PARTS = {"wan21_i2v_14b": ["07_layers"], "wan22_ti2v_5b": ["02_noise"]}  # the others run on these pages alone
+# shorter than the rows of `TINY`, or lists that have to fit four blocks and short films
+SMALL = {
+    "00_setup": dict(tasks=["shelf"]),
+    "02_noise": dict(steps=2, noised=[0, 1], example_step=1, example_puzzles=1, cell_puzzles=1, cell_steps=[1]),
+    "03_information_flow": dict(steps=2, noised=[0, 1], renoised=[1], kept=dict(rows=20, width=4)),
+    "04_working_memory": dict(steps=2),
+    "07_layers": dict(fit_puzzles=2, width=4),
+    "08_latent_swapping": dict(layers=[0, 2]),
+    "09_frames_and_distillation": dict(frame_counts=[5, 17], steps=2, step_counts=[2], size=1),
+    "10_ensemble": dict(size=2, steps=3, largest_batch=2),
+}
+CASES = [("vbvr_wan22", name) for name in PAGES] + [(preset, name) for preset, names in PARTS.items() for name in names]
+
+
+@pytest.fixture(scope="module")
+def presets():
+    sys.path.insert(0, str(ROOT / "tools"))
+    from build_book import preset_parameters
+
+    return {preset: preset_parameters(ROOT, preset) for preset in STAND_INS}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, presets):
+    """Every case, two at a time: {(preset, notebook): (error, folder of its numbers)}."""
+    folder, jobs = tmp_path_factory.mktemp("paper-scale"), {}
+    models = {kind: str(saved(kind, folder / kind)) for kind in STAND_INS.values()}
+    for preset, name in CASES:
+        kind, given = STAND_INS[preset], presets[preset][name]
+        short = {key: value for key, value in (TINY[name] | SMALL.get(name, {})).items() if key not in ("model", "scale")}
+        loading = given["loading"] | dict(device="cpu")
+        jobs[preset, name] = given | short | dict(model=models[kind], scale=SIZES[kind], loading=loading)
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        started = {key: pool.submit(run, folder / "-".join(key), key[1], values) for key, values in jobs.items()}
+        return {key: job.result() for key, job in started.items()}
+
+
+@pytest.mark.parametrize(("preset", "name"), CASES)
+def test_a_notebook_runs_with_the_preset_of_a_large_model(preset, name, runs):
+    error, results = runs[preset, name]
+    assert error == ""
+    assert read_numbers(results / f"{name}.json")
+
+
+@pytest.mark.parametrize("preset", STAND_INS)
+def test_the_preset_names_every_page_and_only_what_is_there(preset, presets):
+    assert {name for name, values in presets[preset].items() if values} >= set(PAGES)
+    for name in PAGES:
+        given = presets[preset][name]
+        known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
+        assert set(given) <= set(known)
+        for key in ("loading", "student_loading"):
+            assert set(given.get(key, {})) < set(inspect.signature(cos.load).parameters)
+        assert given["loading"]["preset"] in cos.PRESETS
+        world.check_size(**given["scale"])
+        assert given["scale"]["pixels"] % 32 == 0  # of every Wan model: 16, and 32 where the VAE divides by 16
+
+
+def test_numbers_tell_the_loading_and_the_size(runs):
+    path = runs["wan21_i2v_14b", "07_layers"][1] / "07_layers.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+    assert facts["scale"] == SIZES["wan21"] and facts["loading"] == dict(preset="paper", device="cpu")
