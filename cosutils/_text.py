@@ -22,8 +22,9 @@ REMEMBERED = 512  # encodings kept in host memory; 4 MB each for UMT5-XXL in bfl
 
 
 def remember_prompts(encoder: PreTrainedModel, parked: bool = True) -> None:
-    """Make `encoder` return remembered outputs for token ids and mask that it has seen.
+    """Make `encoder` return remembered outputs for the token ids and masks (B, N) that it has seen.
 
+    A batch is remembered as a whole: another batch size would change the last bits of an encoding.
     Only its class is exchanged, for a dynamic subclass of the same name: isinstance, `dtype`,
     `save_pretrained` and offload hooks hold, and outputs are bit-equal. parked: the weights stay on the CPU
     whatever device the encoder is moved to; for a new prompt a copy visits that device and is dropped.

@@ -65,7 +65,8 @@ class Preset:
 
     steps: number of denoising steps. solver: "euler" (`ExactEulerScheduler`) or "unipc". shift: of the
     schedule. guidance, guidance_2: classifier-free guidance of the high-noise and of the low-noise expert.
-    boundary: sigma in [0, 1] below which the low-noise expert takes over. dtype, timestep_dtype: of the model
+    boundary: sigma in [0, 1] below which the low-noise expert takes over. Models with one expert (Wan2.1, TI2V-5B)
+    take every preset too: they have no boundary and no second guidance. dtype, timestep_dtype: of the model
     and of what it is told about time.
     """
 

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from diffusers import WanImageToVideoPipeline
+from diffusers.hooks import HookRegistry
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
@@ -310,7 +311,8 @@ def test_loras_that_do_not_fit_are_refused(two_experts, tmp_path):
 def test_each_prompt_is_encoded_once(kind, tmp_path):
     pipe = load(tiny.saved(kind, tmp_path / kind), "paper")
     plain = WanImageToVideoPipeline(**pipe.components, **given(pipe))
-    plain.register_modules(text_encoder=UMT5EncoderModel.from_pretrained(tmp_path / kind / "text_encoder", dtype=torch.bfloat16))
+    folder = tmp_path / kind / "text_encoder"
+    plain.register_modules(text_encoder=UMT5EncoderModel.from_pretrained(folder, dtype=torch.bfloat16))
     forwards = []
     pipe.text_encoder.encoder.register_forward_hook(lambda *_: forwards.append(1))
     first = latents(pipe)
@@ -345,6 +347,8 @@ def test_the_waiting_encoder_stays_a_component_like_any_other(two_experts, tmp_p
         encoder(torch.ones(1, 4, dtype=torch.long, device="meta"), torch.ones(1, 4, device="meta"))
     assert all(torch.equal(part, before[name]) for name, part in encoder.named_parameters())
     assert encoder.to("cpu", torch.float64).dtype == torch.float64
+    remember_prompts(moving := tiny.text_encoder(), parked=False)
+    assert {part.device.type for part in moving.to("meta").parameters()} == {moving.device.type} == {"meta"}
 
 
 def test_the_encoder_forgets_the_oldest_prompt(monkeypatch):
@@ -368,8 +372,9 @@ def test_offload_needs_an_accelerator(two_experts):
         load(two_experts, offload="disk")
 
 
+@pytest.mark.parametrize("offload", ["model", "group"])
 @pytest.mark.parametrize("with_lora", [False, True])
-def test_streamed_experts_are_observed_unchanged(two_experts, tmp_path, with_lora):
+def test_offloaded_models_are_observed_unchanged(two_experts, tmp_path, with_lora, offload):
     lora = None
     if with_lora:
         lora = tmp_path / "a.safetensors"
@@ -377,12 +382,14 @@ def test_streamed_experts_are_observed_unchanged(two_experts, tmp_path, with_lor
     pipe = load(two_experts, "paper", lora=lora)
     with record(pipe) as whole, capture(pipe) as maps:
         latents(pipe)
-    _place(pipe, torch.device("cpu"), "group")  # from the CPU to the CPU: every hook of an accelerator's case
-    assert "group_offloading" in pipe.transformer._diffusers_hook.hooks
-    with record(pipe) as streamed, capture(pipe) as streamed_maps:
+    _place(pipe, torch.device("cpu"), offload)  # from the CPU to the CPU: every hook of an accelerator's case
+    streamed = "group_offloading" in getattr(pipe.transformer, "_diffusers_hook", HookRegistry(None)).hooks
+    assert (hasattr(pipe.transformer, "_hf_hook"), streamed) == (offload == "model", offload == "group")
+    with record(pipe) as moved, capture(pipe) as moved_maps:
         latents(pipe)
-    assert torch.equal(streamed.x0.stack(), whole.x0.stack())
-    assert all(torch.equal(streamed_maps[key], maps[key]) for key in maps)
+    assert torch.equal(moved.x0.stack(), whole.x0.stack())
+    assert all(torch.equal(moved_maps[key], maps[key]) for key in maps)
+    assert torch.equal(moved.decode(), whole.decode())
 
 
 def test_a_hub_id_is_read_from_the_local_cache(two_experts, tmp_path):
