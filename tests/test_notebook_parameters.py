@@ -38,6 +38,7 @@ TINY = {
     "11_evidence": dict(full="../data/results"),
     "12_your_turn": dict(tasks=["shelf"], puzzles=2, steps=3, first_seed=5),
     "13_benchmark": dict(tasks=["O-60"], steps=3, shown_steps=[0, 2], shown_layers=[1], channels=2, scale=dict(pixels=160, frames=9)),
+    "14_paper_scale": dict(sides=[512], gpus=[1, 4]),
 }  # fmt: skip
 READERS = {"11_evidence"}  # reads the numbers of all others and records none of its own
 # {what is wrong: (notebook, parameters, the sentence)}
