@@ -1,7 +1,7 @@
-// A paused film's controls lie over its lower edge: make its box 56 pixels higher, so that they lie below the film.
+// A paused film's controls lie over its lower edge: make its box 80 pixels higher, so that they lie below the film.
 "use strict";
 
-const CONTROLS = 56;
+const CONTROLS = 80;
 
 function fit(film) {
   if (film.videoWidth && film.clientWidth) {
