@@ -28,7 +28,7 @@ PARTS = {"wan21_i2v_14b": ["07_layers"], "wan22_ti2v_5b": ["02_noise"]}  # the o
 # shorter than the rows of `TINY`, or lists that have to fit four blocks and short films
 SMALL = {
     "00_setup": dict(tasks=["shelf"]),
-    "02_noise": dict(steps=2, noised=[0, 1], example_step=1, example_puzzles=1, cell_puzzles=1, cell_steps=[1]),
+    "02_noise": dict(steps=2, noised=[0, 1], example_step=1, example_puzzles=1, cell_steps=[1]),
     "03_information_flow": dict(steps=2, noised=[0, 1], renoised=[1], kept=dict(rows=20, width=4)),
     "04_working_memory": dict(steps=2),
     "07_layers": dict(fit_puzzles=2, width=4),
