@@ -1,0 +1,214 @@
+"""The studies of the paper's model, and the guide that runs them: what can be tried without its weights is tried here.
+
+Stand-ins, where the text of a study or a command is changed: the model is a tiny two-expert pipeline in a folder, the device
+the CPU, the films are small and short, the benchmark is the five samples of `data/vbvr-samples`, and the official scorer
+is that of `test_official`. Files, commands and code are those of `data/studies` and of page 14.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+from test_official import STAND_IN
+from tiny import saved
+
+import cosutils as cos
+from cosutils import vbvr
+from cosutils.spec import complete
+from cosutils.sweep import main, read
+
+ROOT = Path(__file__).resolve().parents[1]
+GUIDE = nbformat.read(ROOT / "notebooks" / "14_paper_scale.ipynb", 4)
+STUDIES = {"benchmark": 5, "members": 10, "ensemble": 20, "noise": 5 * 58, "puzzles": 2000}  # runs with five samples
+WEIGHTS = "Video-Reason/VBVR-Wan2.2"
+
+
+def blocks(language: str) -> list[str]:
+    text = "\n".join(cell.source for cell in GUIDE.cells if cell.cell_type == "markdown")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in blocks("bash")
+    for line in re.sub(r"<<'END'\n.*?\nEND", "<<END", block, flags=re.S).splitlines()
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to work in, with the benchmark where the studies look for it, and the repository's own folders."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vbvr-bench").symlink_to(ROOT / "data" / "vbvr-samples" / "ground-truth", target_is_directory=True)
+    for name in ("data", "notebooks", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name, target_is_directory=True)
+    return tmp_path
+
+
+@pytest.fixture
+def small(place):
+    """Makes a study small: returns the file of a changed copy, the name of the model and all other fields kept apart."""
+    model = saved("a14b", place / "model")
+
+    def change(name: str, **fields) -> Path:
+        given = yaml.safe_load((ROOT / "data" / "studies" / f"{name}.yaml").read_text())
+        assert given["grid"]["model"] == WEIGHTS and given["grid"]["device"] == "cuda"
+        given["grid"] |= {"model": str(model), "device": "cpu"} | fields
+        path = place / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(given))
+        return path
+
+    return change
+
+
+def test_there_are_studies():
+    assert {path.stem for path in (ROOT / "data" / "studies").iterdir()} == set(STUDIES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_price_of_a_study_is_told_without_the_weights(name, place, capsys):
+    assert main([f"data/studies/{name}.yaml", "--dry-run", "--workers", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{STUDIES[name]} runs, 0 finished, {STUDIES[name]} to do\nabout ")
+    assert "GPU hours" in printed and "on 8 workers" in printed
+    assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_asks_for_the_authors_settings(name, place):
+    for spec in read(f"data/studies/{name}.yaml")["specs"]:
+        assert (spec["model"], spec["preset"], spec["steps"], spec["size"]) == (WEIGHTS, "paper", 50, 480)
+        if "sample" in spec:
+            assert spec["keep"] == "video" and (spec["frames"] - 1) % 4 == 0
+
+
+def test_the_noise_study_has_every_step_and_frames_that_all_films_have(place):
+    specs = read("data/studies/noise.yaml")["specs"]
+    conditions = {spec["condition"] for spec in specs}
+    assert {f"noise_at_step {step}" for step in range(50)} | {"plain"} < conditions
+    latent = min((spec["frames"] - 1) // 4 + 1 for spec in specs)
+    assert max(int(name.split()[1]) for name in conditions if name.startswith("noise_at_frame")) < latent
+
+
+def test_studies_on_the_benchmark_share_what_they_have_run(place):
+    plans = {name: read(f"data/studies/{name}.yaml") for name in ("benchmark", "members", "ensemble", "noise")}
+    assert len({plan["out"] for plan in plans.values()}) == 1
+    (plain,) = plans["benchmark"]["specs"][:1]
+    assert plain in plans["noise"]["specs"] and plain not in plans["members"]["specs"]
+    # members of an ensemble of 3: noise seeds 1, 2 and 3
+    members = {spec["noise_seed"] for name in ("benchmark", "members") for spec in plans[name]["specs"]}
+    assert members == {1, 2, 3} and {spec["noise_seed"] for spec in plans["ensemble"]["specs"]} == {1}
+
+
+def test_the_benchmark_goes_in_and_its_score_comes_out(small, place, monkeypatch, capsys):
+    all_samples = (place / "vbvr-bench").readlink()
+    (place / "vbvr-bench").unlink()
+    task = Path("Out-of-Domain_50", "O-60_symbol_substitute_data-generator")
+    (place / "vbvr-bench" / task).parent.mkdir(parents=True)
+    (place / "vbvr-bench" / task).symlink_to(all_samples / task, target_is_directory=True)
+    study = small("benchmark", steps=2, size=32)
+    assert main([str(study), "--limit", "1"]) == 0
+    assert main([str(study), "--dry-run"]) == 0
+    assert "2 runs, 1 finished, 1 to do" in capsys.readouterr().out
+    assert main([str(study)]) == 0
+    assert "videos: runs/sweeps/vbvr/answers/plain" in capsys.readouterr().out
+    kit = place / "kit"
+    (kit / "cv2").mkdir(parents=True)
+    (kit / "cv2" / "__init__.py").write_text('__version__ = "4.13.0"\n')
+    (kit / "run_evaluation.py").write_text(STAND_IN.format(mode="good"))
+    monkeypatch.setenv("VBVR_EVALKIT", str(kit))
+    monkeypatch.setenv("PYTHONPATH", str(kit))
+    (code,) = (found for block in blocks("bash") for found in re.findall(r"<<'END'\n(.*?)\nEND", block, re.S))
+    exec(compile(code, "guide", "exec"), {})
+    table = capsys.readouterr().out
+    for role in ("plain", "ground truth", "frozen first frame", "noise"):
+        assert re.search(rf"^{role} .*2 puzzles$", table, re.M), table
+
+
+def test_noise_and_ensembles_run_as_the_studies_write_them(small, place, capsys):
+    conditions = {name: yaml.safe_load((ROOT / "data" / "studies" / f"{name}.yaml").read_text())["grid"]["condition"]
+                  for name in ("noise", "ensemble")}  # fmt: skip
+    sample = "vbvr-bench/*/O-59*/00000"
+    few = ["plain", "noise_at_step 2..3", *conditions["noise"][2:5]]
+    assert main([str(small("noise", size=16, steps=4, sample=sample, condition=few))]) == 0
+    shallow = [text.replace("20-29", "1-2").replace("5-14", "0-1") for text in conditions["ensemble"]]  # of four blocks
+    assert main([str(small("ensemble", size=16, steps=7, sample=sample, condition=shallow))]) == 0
+    assert "failed" not in capsys.readouterr().out
+    assert len(list(place.glob("runs/sweeps/vbvr/answers/*"))) == 6 + 4
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "cosutils.sweep" in line])
+def test_a_sweep_command_of_the_guide_is_understood(command, place, capsys):
+    words = shlex.split(command)
+    assert main([*words[words.index("cosutils.sweep") + 1 :], "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "tools/" in line])
+def test_a_tool_command_of_the_guide_names_what_is_there(command, place):
+    words = shlex.split(command)
+    tool = next(word for word in words if word.startswith("tools/"))
+    source = (ROOT / tool).read_text()
+    assert all(f'"{word}"' in source for word in words if word.startswith("--"))
+    assert (ROOT / "notebooks" / "params" / f"{words[words.index('--preset') + 1]}.yaml").is_file()
+    if "--only" in words:
+        assert (ROOT / "notebooks" / f"{words[words.index('--only') + 1]}.ipynb").is_file()
+
+
+def test_the_papermill_command_of_the_guide_sets_parameters_that_exist():
+    (command,) = (shlex.split(line) for line in COMMANDS if "papermill" in line)
+    given = {command[k + 1]: command[k + 2] for k, word in enumerate(command) if word == "-p"}
+    given |= yaml.safe_load(command[command.index("-y") + 1])
+    assert set(given) <= set(papermill.inspect_notebook(str(ROOT / command[1])))
+    assert given["model"] == WEIGHTS and given["loading"]["preset"] in cos.PRESETS
+    assert cos.tasks.sample(given["tasks"][0], 0, **given["scale"]).shape == (81, 480, 480, 3)
+
+
+def test_what_the_guide_installs_is_there():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {name for line in COMMANDS for name in re.findall(r"\.\[(\w+)\]", line)}
+    assert named and named <= set(extras)
+    targets = (ROOT / "Makefile").read_text()
+    for line in COMMANDS:
+        if line.startswith("make "):
+            assert re.search(rf"^{re.escape(line.split()[1])}:", targets, re.M)
+        if line.startswith(".venv/bin/"):
+            assert (Path(sys.executable).parent / line.split()[0].removeprefix(".venv/bin/")).is_file()
+
+
+def test_every_command_of_the_guide_is_looked_at():
+    known = ("make ", "export ", "mkdir ", "ln ", "ray start", "RAY_ADDRESS=auto .venv/bin/python -m cosutils.sweep", ".venv/bin/")
+    assert len(COMMANDS) >= 15 and all(line.startswith(known) for line in COMMANDS)
+
+
+def test_the_script_of_the_guide_is_python():
+    (script,) = blocks("python")
+    tree = ast.parse(script)
+    heads = 40
+    (degree,) = (node.value.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "ulysses_degree")
+    assert heads % degree == 0 and f"--nproc_per_node {degree} " in script
+
+
+def test_every_cost_says_where_it_is_from():
+    for name, cost in yaml.safe_load((ROOT / "data" / "costs.yaml").read_text()).items():
+        assert cost["value"] > 0 and cost["mark"] in ("published", "estimate", "measured") and cost["source"], name
+
+
+def test_the_guide_counts_what_the_files_say(place):
+    stored = json.loads((ROOT / "data" / "results" / "14_paper_scale.json").read_text())
+    full = stored["provenance"]["full"]
+    assert set(full) == set(STUDIES)
+    for name, cases in full.items():
+        specs = read(f"data/studies/{name}.yaml")["specs"]
+        found = {spec.get("sample") or (spec["task"], spec["seed"]) for spec in specs}
+        assert stored["numbers"][f"{name}/runs"]["value"] == len(specs) * cases / len(found)
+    assert len(vbvr.read("vbvr-bench")) == 5 and complete(read("data/studies/puzzles.yaml")["specs"][0])["frames"] == 81
