@@ -1,8 +1,8 @@
-"""Private: tells block hooks which expert, CFG branch, absolute step and layer of a Wan pipeline is running.
+"""Private: tells block hooks which expert, CFG branch, absolute step and layer of a pipeline is running.
 
-The expert is the transformer a hook sits on, the branch is the name the pipeline gives to
-`transformer.cache_context` ("cond" or "uncond"), the step is the scheduler's, the token grid (f, h, w) is the
-shape of `patch_embedding`'s output. Hooks are kept out of `torch.compile`, so that regionally compiled blocks
+The expert is the transformer a hook sits on, the step is the scheduler's, the token grid (f, h, w) the call's size
+in patches. The branch ("cond" or "uncond") follows from the order of the forwards in a step, or of the halves of
+their batch (`families.Family.passes`). Hooks are kept out of `torch.compile`, so that regionally compiled blocks
 (`compile_repeated_blocks`) call them without recompiling.
 """
 
@@ -16,45 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ._scheduler import Hub, Tap, check_pipeline, experts, tapped
+from .families import Family, family_of
 
 __all__ = ["BRANCHES", "Grid", "Seen", "check_branches", "check_layers", "check_steps", "watch"]
 
 BRANCHES = ("cond", "uncond")
 Grid = tuple[int, int, int]  # tokens along f, h, w
 Seen = tuple[str, int, int, Grid, Tensor, Tensor]  # expert, step, layer, grid, input and output (B, N, D)
-
-
-class _Context:
-    """Stands in for `cache_context` on one transformer and remembers the branch; shared by nested watches."""
-
-    def __init__(self, original: Callable) -> None:
-        self.original = original
-        self.branch: str | None = None
-        self.users = 0
-
-    @contextmanager
-    def __call__(self, name: str, **details: Any) -> Iterator[None]:
-        before, self.branch = self.branch, name
-        try:
-            with self.original(name, **details):
-                yield
-        finally:
-            self.branch = before
-
-
-@contextmanager
-def _branch_of(transformer: nn.Module) -> Iterator[_Context]:
-    """Wrap `cache_context` of this instance for the first user, unwrap it with the last."""
-    context = vars(transformer).get("cache_context")
-    if not isinstance(context, _Context):
-        context = transformer.cache_context = _Context(transformer.cache_context)
-    context.users += 1
-    try:
-        yield context
-    finally:
-        context.users -= 1
-        if context.users == 0:
-            del transformer.cache_context
 
 
 def _integers(values: Iterable[int] | int, what: str) -> tuple[int, ...]:
@@ -70,12 +38,12 @@ def _integers(values: Iterable[int] | int, what: str) -> tuple[int, ...]:
 def check_layers(pipe: Any, layers: Iterable[int] | int | None) -> tuple[int, ...]:
     """Chosen layers, sorted; None is all. ValueError for a block that an expert of `pipe` does not have."""
     check_pipeline(pipe, hooks=True)
-    models = experts(pipe).values()
+    models, family = experts(pipe).values(), family_of(pipe)
     if layers is None:
-        return tuple(range(min(len(model.blocks) for model in models)))
+        return tuple(range(min(len(family.layers(model)) for model in models)))
     chosen = _integers(layers, "layer")
     for model in models:
-        count = len(model.blocks)
+        count = len(family.layers(model))
         for layer in chosen:
             if not 0 <= layer < count:
                 owner = type(model).__name__
@@ -102,9 +70,9 @@ def check_branches(branch: str) -> tuple[str, ...]:
     return (branch,)
 
 
-def _compiled(models: dict[str, nn.Module]) -> bool:
+def _compiled(family: Family, models: dict[str, nn.Module]) -> bool:
     """Whether any block of these transformers is compiled."""
-    blocks = [block for model in models.values() for block in model.blocks]
+    blocks = [block for model in models.values() for block in family.layers(model)]
     return any(hasattr(block, "_orig_mod") or block._compiled_call_impl is not None for block in blocks)
 
 
@@ -115,7 +83,8 @@ def _unguarded(hook: Callable) -> Callable:
 class _Watch(Tap):
     """Checks steps and branch against each call as it starts, follows the step, and passes on its end.
 
-    at: the absolute step the model is working on. reached: the steps at which a chosen block was.
+    at: the absolute step the model is working on. passes: for each forward of a step the branches in its batch;
+    forwards: how many of them have begun. grid: of the tokens. reached: the steps at which a chosen block was.
     """
 
     hooks = True
@@ -130,23 +99,28 @@ class _Watch(Tap):
     ) -> None:
         self.steps, self.branches, self.compiled = steps, branches, compiled
         self.begin, self.step_end = begin, step_end
-        self.at = 0
+        self.at = self.forwards = 0
+        self.passes: tuple[tuple[str, ...], ...] = ()
+        self.grid: Grid = (0, 0, 0)
         self.reached: set[int] = set()
 
     def start(self, hub: Hub) -> None:
-        self.at = hub.first
-        if _compiled(experts(hub.pipe)) and not self.compiled:
+        self.at, self.forwards = hub.first, 0
+        self.passes = hub.family.passes(hub.arguments)
+        self.grid = tuple(n // p for n, p in zip(hub.size, hub.family.patch(hub.pipe), strict=True))
+        if _compiled(hub.family, experts(hub.pipe)) and not self.compiled:
             raise ValueError("blocks were compiled while a context is open: compile them before opening it")
         late = max(self.steps) if self.steps is not None else 0
         if late >= hub.steps:
             raise ValueError(f"no step {late}: this run has {hub.steps} steps (0..{hub.steps - 1})")
-        if self.branches == ("uncond",) and hub.arguments["guidance_scale"] <= 1:
-            raise ValueError("no branch 'uncond': with guidance_scale <= 1 a run has only the branch 'cond'")
+        if self.branches == ("uncond",) and self.passes == (("cond",),):
+            unguided = hub.family.unguided
+            raise ValueError(f"no branch 'uncond': with {unguided} a run has only the branch 'cond'")
         if self.begin is not None:
             self.begin(hub)
 
     def step(self, hub: Hub, step: int, x: Tensor | None, v: Tensor, x0: Tensor | None) -> None:
-        self.at = step + 1
+        self.at, self.forwards = step + 1, 0
         if self.step_end is not None:
             self.step_end()
 
@@ -173,37 +147,45 @@ def watch(
     ValueError when a call has not so many steps or no such branch, when blocks are compiled while the context
     is open, and at the end if a chosen step (or, without a choice, any block) was never reached.
     """
-    models = experts(pipe)
-    compiled = _compiled(models)
+    models, family = experts(pipe), family_of(pipe)
+    compiled = _compiled(family, models)
     # compiled blocks must not trace into hooks; elsewhere the guard would only cost time
     guard = torch.compiler.disable if compiled else _unguarded
     tap = _Watch(steps, branches, compiled, begin, step_end)
-    grids: dict[str, Grid] = {}
 
-    def shape_hook(name: str) -> Callable:
-        def hook(module: nn.Module, arguments: tuple, output: Tensor) -> None:
-            grids[name] = tuple(output.shape[2:])
+    def count(module: nn.Module, arguments: tuple) -> None:
+        tap.forwards += 1
 
-        return guard(hook)
-
-    def block_hook(name: str, context: _Context, layer: int) -> Callable:
-        def hook(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
-            branch, step = context.branch, tap.at
-            if branch not in branches or (steps is not None and step not in steps):
+    def block_hook(name: str, layer: int) -> Callable:
+        def hook(module: nn.Module, arguments: tuple, named: dict[str, Any], output: Any) -> Tensor | None:
+            step = tap.at
+            if hub.arguments is None or (steps is not None and step not in steps):
                 return None
-            tap.reached.add(step)
-            return visit((name, step, layer, grids[name], arguments[0], output))
+            if tap.forwards > len(tap.passes):
+                raise RuntimeError(f"the transformer ran more often than the pipeline does in one step ({step})")
+            held = tap.passes[tap.forwards - 1]
+            given = arguments[0] if arguments else named["hidden_states"]
+            output = output[0] if isinstance(output, tuple) else output  # text tokens go their own way
+            edited = None
+            for branch, own_in, own_out in zip(
+                held, given.chunk(len(held)), output.chunk(len(held)), strict=True
+            ):
+                if branch in branches:
+                    tap.reached.add(step)
+                    edited = visit((name, step, layer, tap.grid, own_in, own_out))
+            return edited
 
         return guard(hook)
 
     with ExitStack() as stack:
-        stack.enter_context(tapped(pipe, tap))
+        hub = stack.enter_context(tapped(pipe, tap))
         for name, model in models.items():
-            context = stack.enter_context(_branch_of(model))
-            stack.callback(model.patch_embedding.register_forward_hook(shape_hook(name)).remove)
+            stack.callback(model.register_forward_pre_hook(count).remove)
+            blocks = family.layers(model)
             for layer in layers:
-                hook = block_hook(name, context, layer)
-                stack.callback(model.blocks[layer].register_forward_hook(hook, prepend=edits).remove)
+                hook = block_hook(name, layer)
+                handle = blocks[layer].register_forward_hook(hook, prepend=edits, with_kwargs=True)
+                stack.callback(handle.remove)
         yield
     missed = sorted((steps or frozenset()) - tap.reached)
     if missed:

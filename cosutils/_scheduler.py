@@ -4,7 +4,8 @@ While a context is open, the classes of the pipeline and of its scheduler are sw
 (isinstance, deepcopy and bit-identity hold), which report to one `Hub` shared by all contexts open on that
 pipeline. The contexts are `Tap`s; they nest in any order, and the last one to close restores both classes.
 
-Steps are absolute: step i counts from 0 at the noisiest, also in a run resumed in the middle.
+Steps are absolute: step i counts from 0 at the noisiest, also in a run resumed in the middle. What differs from
+one kind of pipeline to another is in `families`.
 """
 
 from __future__ import annotations
@@ -16,19 +17,13 @@ from functools import cache, wraps
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-__all__ = [
-    "Hub",
-    "Tap",
-    "check_pipeline",
-    "experts",
-    "is_multistep",
-    "reset_multistep",
-    "tapped",
-]
+from .families import Family, family_of
+
+__all__ = ["Hub", "Tap", "check_pipeline", "experts", "tapped"]
 
 
 class Tap:
@@ -59,14 +54,16 @@ class Hub:
     steps, first: number of steps of the schedule and the step at which this call begins (0 unless resumed).
     sigmas: (steps + 1,) float32 on the CPU. arguments: the call's arguments, defaults included; None outside
     a call. x0: the latest estimate x0hat (B, C, F, H, W) float32 of this run, None before the first step.
-    edits: {step: [name, ...]} of what the taps replaced. known: (condition, mask) where the pipeline
-    re-composites the first latent frame before every forward (TI2V-5B), else None.
+    edits: {step: [name, ...]} of what the taps replaced. family: what is known of this kind of pipeline.
+    size: latent frames, rows and columns of the call. known: what the family keeps of a frame that the pipeline
+    sets itself, else None. restart: returns the step to begin at; state: x (B, C, F, H, W) to begin with there.
     """
 
-    def __init__(self, pipe: WanImageToVideoPipeline):
-        self.pipe, self.scheduler = pipe, pipe.scheduler
+    def __init__(self, pipe: DiffusionPipeline):
+        self.pipe, self.scheduler, self.family = pipe, pipe.scheduler, family_of(pipe)
         self.taps: list[Tap] = []
         self.restart: Callable[[Hub], int] | None = None
+        self.state: Tensor | None = None
         self.arguments: dict[str, Any] | None = None
         self.begin({})
         self.arguments = None
@@ -81,13 +78,15 @@ class Hub:
         self.sigmas = torch.empty(0)
         self.x0: Tensor | None = None
         self.edits: dict[int, list[str]] = {}
-        self.known: tuple[Tensor, Tensor] | None = None
+        self.size = self.family.size(self.pipe, arguments) if arguments else (0, 0, 0)
+        self.known: Any = None
+        self.drawn: Tensor | None = None
         self.latents: Tensor | None = None
         self.timesteps: Tensor | None = None
 
     def start(self, scheduler: Any) -> None:
         """Called when the schedule is set: go to the step a resumed run begins at, then tell the taps."""
-        self.sigmas = scheduler.sigmas.detach().float().cpu()
+        self.sigmas = self.family.solver.sigmas(scheduler)
         self.steps = len(self.sigmas) - 1
         if self.restart is not None:
             self.first = self.restart(self)
@@ -95,6 +94,25 @@ class Hub:
             scheduler.timesteps = scheduler.timesteps[self.first :]
         for tap in self.taps:
             tap.start(self)
+        if self.drawn is not None:
+            self.drawn.copy_(self.opened(self.drawn))
+            self.drawn = None
+
+    def prepared(self, latents: Tensor, rest: list[Tensor]) -> Tensor:
+        """Called with what the pipeline begins its loop with; returns what it shall begin with."""
+        self.known = self.family.known(self, self.family.unpack(self, latents), rest)
+        if self.steps > 0:
+            return self.opened(latents)
+        self.drawn = latents.clone()  # no schedule yet: `start` will write the edits into this tensor
+        return self.drawn
+
+    def opened(self, latents: Tensor) -> Tensor:
+        """Return the first state, in the form of `prepare_latents`, after a restart and every tap's edit."""
+        x = self.family.unpack(self, latents)
+        replaced = self.edited(self.scheduler, self.first, x if self.state is None else self.state.to(x))
+        if replaced is x:
+            return latents
+        return self.family.pack(self, self.family.whole(self, self.family.part(self, replaced))).to(latents)
 
     def edited(self, scheduler: Any, step: int, x: Tensor) -> Tensor:
         """Return x_s after every tap's edit, in the dtype of `x`; an edit resets a multistep solver."""
@@ -105,24 +123,18 @@ class Hub:
                 replaced = edit[0].to(x)
                 self.edits.setdefault(step, []).append(edit[1])
         if step in self.edits:
-            reset_multistep(scheduler)
+            self.family.solver.forget(scheduler)
         return replaced
 
-    def seen(self, x: Tensor) -> Tensor:
-        """Return `x` (B, C, F, H, W), its known first frame put back where the pipeline does (TI2V-5B)."""
-        if self.known is None:
-            return x
-        condition, mask = self.known
-        return (1 - mask) * condition + mask * x
-
     def took(self, step: int, x: Tensor, v: Tensor) -> None:
-        """Tell the taps about a finished step; x0hat = x_s - sigma_s v, sigma from the schedule."""
+        """Tell the taps about a finished step from x with the velocity v, both as the solver was given them."""
+        v = self.family.velocity(self, v)
         if all(tap.hooks for tap in self.taps):
             x = None
         else:
-            x = x.float()
-            self.x0 = self.seen(x - self.sigmas[step].to(x) * v.float())
-            x = self.seen(x)
+            x = self.family.whole(self, x).float()
+            self.x0 = self.family.seen(self, self.family.solver.estimate(x, v, self.sigmas[step]))
+            x = self.family.seen(self, x)
         for tap in self.taps:
             tap.step(self, step, x, v, self.x0)
 
@@ -133,7 +145,7 @@ class _TappedScheduler:
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         super().set_timesteps(*args, **kwargs)
         if self._cos_hub.arguments is not None:
-            self.set_begin_index(0)  # integer timesteps may collide, the index must not be searched for
+            self._cos_hub.family.solver.begin(self, 0)  # integer timesteps may collide, it must not be searched for
             self._cos_hub.start(self)
 
     def replay(self, step: int, v: Tensor, x: Tensor) -> None:
@@ -141,20 +153,25 @@ class _TappedScheduler:
         device = self.timesteps.device
         super().step(v.to(device), self.timesteps[step], x.to(device))
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def step(self, model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
         hub = self._cos_hub
         if hub.arguments is None:
-            return super().step(model_output, timestep, sample, *args, **kwargs)
+            return super().step(model_output, *args, **kwargs)
         if hub.timesteps is not None:  # solvers count on the full list
             self.timesteps, hub.timesteps = hub.timesteps, None
-        result = super().step(model_output, timestep, sample, *args, **kwargs)
-        step = self.step_index - 1
-        hub.took(step, sample, model_output)
+        solver = hub.family.solver
+        args = solver.undisturbed(self, hub.edits, model_output, args)
+        result = super().step(model_output, *args, **kwargs)
+        step = solver.taken(self, args)
+        hub.took(step, solver.state(self, args), model_output)
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
         hub.latents = latents
         if step + 1 == hub.steps:
             return result
-        latents = hub.edited(self, step + 1, latents)
+        x = hub.family.whole(hub, latents)
+        replaced = hub.edited(self, step + 1, x)
+        if replaced is not x:
+            latents = hub.family.part(hub, replaced).to(latents)
         if isinstance(result, tuple):
             return (latents, *result[1:])
         result.prev_sample = latents
@@ -168,46 +185,54 @@ class _TappedPipeline:
         latents, *rest = super().prepare_latents(*args, **kwargs)
         hub = self._cos_hub
         if hub.arguments is not None:
-            hub.known = tuple(rest) if len(rest) == 2 else None
-            latents = hub.edited(self.scheduler, hub.first, latents)
+            latents = hub.prepared(latents, rest)
         return (latents, *rest)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hub = self._cos_hub
+        bound = inspect.signature(super().__call__).bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = hub.family.complete(self, bound.arguments)
+        check_pipeline(self, hooks=any(tap.hooks for tap in hub.taps))
+        _check_call(self, hub.family, arguments)
+        hub.begin(arguments)
+        try:
+            output = super().__call__(*args, **kwargs)
+            if hub.latents is None:
+                raise RuntimeError(
+                    "the scheduler took no step inside this context: set pipe.scheduler before opening it"
+                )
+            for tap in hub.taps:
+                tap.finish(hub, hub.family.seen(hub, hub.family.whole(hub, hub.latents)))
+            return output
+        finally:
+            if hub.timesteps is not None:
+                self.scheduler.timesteps = hub.timesteps
+            hub.begin({})
+            hub.arguments = None
+
+
+def _signed(mixin: type, cls: type, name: str) -> Callable:
+    """The mixin's method under the original's signature, which pipelines inspect before they call it."""
+    method = getattr(mixin, name)
+
+    @wraps(getattr(cls, name))
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(self, *args, **kwargs)
+
+    return call
 
 
 @cache
 def _tapped_class(mixin: type, cls: type) -> type:
     members: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    if mixin is _TappedPipeline:
-        signature = inspect.signature(cls.__call__)
-
-        @wraps(cls.__call__)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            hub = self._cos_hub
-            bound = signature.bind(self, *args, **kwargs)
-            bound.apply_defaults()
-            check_pipeline(self, hooks=any(tap.hooks for tap in hub.taps))
-            _check_call(self, bound.arguments)
-            hub.begin(bound.arguments)
-            try:
-                output = cls.__call__(self, *args, **kwargs)
-                if hub.latents is None:
-                    raise RuntimeError(
-                        "the scheduler took no step inside this context: set pipe.scheduler before opening it"
-                    )
-                for tap in hub.taps:
-                    tap.finish(hub, hub.seen(hub.latents))
-                return output
-            finally:
-                if hub.timesteps is not None:
-                    self.scheduler.timesteps = hub.timesteps
-                hub.begin({})
-                hub.arguments = None
-
-        members["__call__"] = call
+    names = ("__call__",) if mixin is _TappedPipeline else ("set_timesteps", "step")
+    members |= {name: _signed(mixin, cls, name) for name in names}
     return type(cls.__name__, (mixin, cls), members)
 
 
 @contextmanager
-def tapped(pipe: WanImageToVideoPipeline, tap: Tap) -> Iterator[Hub]:
+def tapped(pipe: DiffusionPipeline, tap: Tap) -> Iterator[Hub]:
     """Let `tap` follow every call of `pipe` inside the block; both classes are restored on the way out.
 
     Raises TypeError or ValueError for a pipeline this does not work on (see `check_pipeline`) and
@@ -233,23 +258,10 @@ def tapped(pipe: WanImageToVideoPipeline, tap: Tap) -> Iterator[Hub]:
                 host.__class__ = host.__class__.__mro__[2]
 
 
-def experts(pipe: WanImageToVideoPipeline) -> dict[str, torch.nn.Module]:
+def experts(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
     """Return the transformers of `pipe` by component name, noisiest first."""
     named = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2")}
     return {name: model for name, model in named.items() if model is not None}
-
-
-def is_multistep(scheduler: Any) -> bool:
-    """Say whether `scheduler` remembers earlier model outputs (UniPC, DPM-Solver), as Euler does not."""
-    return hasattr(scheduler, "model_outputs")
-
-
-def reset_multistep(scheduler: Any) -> None:
-    """Make a multistep solver forget the past, so that its corrector cannot undo an edit of x_s."""
-    if is_multistep(scheduler):
-        scheduler.model_outputs = [None] * scheduler.config.solver_order
-        scheduler.lower_order_nums = 0
-        scheduler.last_sample = None
 
 
 def check_pipeline(pipe: Any, hooks: bool = False) -> None:
@@ -257,19 +269,7 @@ def check_pipeline(pipe: Any, hooks: bool = False) -> None:
 
     `hooks`: transformers will be hooked, so a whole-model `torch.compile` is refused too.
     """
-    if not isinstance(pipe, WanImageToVideoPipeline):
-        raise TypeError(f"pipe must be a WanImageToVideoPipeline, not {type(pipe).__name__}")
-    scheduler = pipe.scheduler
-    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or (
-        scheduler.config.get("prediction_type") == "flow_prediction"
-        and scheduler.config.get("use_flow_sigmas")
-    )
-    if not flow or scheduler.order != 1:
-        raise ValueError(
-            f"{type(scheduler).__name__} is not a flow-matching scheduler with one model call per step: "
-            "use FlowMatchEulerDiscreteScheduler, or UniPCMultistepScheduler with flow_prediction and "
-            "use_flow_sigmas"
-        )
+    family_of(pipe).solver.check(pipe.scheduler)
     for name, model in experts(pipe).items():
         compiled = hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
         if hooks and compiled:
@@ -282,15 +282,14 @@ def check_pipeline(pipe: Any, hooks: bool = False) -> None:
             )
 
 
-def _check_call(pipe: WanImageToVideoPipeline, arguments: dict[str, Any]) -> None:
+def _check_call(pipe: DiffusionPipeline, family: Family, arguments: dict[str, Any]) -> None:
     frames, height, width = (arguments[name] for name in ("num_frames", "height", "width"))
-    stride = pipe.vae_scale_factor_temporal
+    (stride, pixels), patch = family.scales(pipe), family.patch(pipe)
     if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1 or (frames - 1) % stride:
         allowed = f"1, {stride + 1}, {2 * stride + 1}, ..."
         raise ValueError(f"num_frames must be {stride}k + 1 ({allowed}), got {frames!r}")
-    patch = next(iter(experts(pipe).values())).config.patch_size
     for name, size, side in (("height", height, patch[1]), ("width", width, patch[2])):
-        multiple = pipe.vae_scale_factor_spatial * side
+        multiple = pixels * side
         if size % multiple:
             raise ValueError(f"{name} must be a multiple of {multiple} px for this model, got {size}")
     images = arguments["image"]

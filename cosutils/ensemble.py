@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._branches import Seen, check_branches, check_layers, check_steps, watch
 from ._scheduler import Hub, Tap, tapped
+from .families import only_wan
 from .record import Run, Series, record, resume
 
 __all__ = ["ensemble", "merge", "merge_then_single"]
@@ -94,6 +95,7 @@ def ensemble(
     that difference. An ensemble of one seed is a plain run. ValueError for unknown layers, steps, modes, or
     groups that do not divide.
     """
+    only_wan(pipe, "ensemble")
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}: allowed are {MODES}")
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):

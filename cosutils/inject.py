@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import WanImageToVideoPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ._scheduler import Hub, Tap, is_multistep, tapped
+from ._scheduler import Hub, Tap, tapped
+from .families import only_wan
 from .record import Run, resume
 
 __all__ = ["Edit", "from_noise", "inject", "inject_each", "noise_at", "noise_at_frame", "noise_at_step", "renoise"]
@@ -84,8 +85,7 @@ class _Injector(Tap):
         self.edits = edits
 
     def start(self, hub: Hub) -> None:
-        frames = (hub.arguments["num_frames"] - 1) // hub.pipe.vae_scale_factor_temporal + 1
-        given = 1 if hub.pipe.config.expand_timesteps else 0  # frames the pipeline overwrites
+        frames, given = hub.size[0], hub.family.given(hub.pipe)
         for edit in self.edits:
             if edit.step is not None and not hub.first <= edit.step < hub.steps:
                 steps = f"{hub.first}..{hub.steps - 1}"
@@ -106,7 +106,7 @@ class _Start(_Injector):
 
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
         replaced = super().edit(hub, step, x)
-        if replaced is None or step == 0 or is_multistep(hub.scheduler):
+        if replaced is None or step == 0 or hub.family.solver.is_multistep(hub.scheduler):
             return replaced
         model = hub.pipe.transformer or hub.pipe.transformer_2
         return replaced[0].to(model.dtype), replaced[1]
@@ -119,7 +119,7 @@ def _apply(edit: Edit, hub: Hub, step: int, x: Tensor) -> Tensor:
     new = torch.randn(1, *x.shape[1:], generator=generator).to(x.device).expand(x.shape)
     if edit.keep_estimate and hub.x0 is not None:
         sigma = hub.sigmas[step].to(new)
-        new = sigma * new + (1 - sigma) * hub.x0
+        new = sigma * new + hub.family.solver.signal(sigma) * hub.x0
     if edit.frame is None:
         return new
     x = x.clone()
@@ -128,7 +128,7 @@ def _apply(edit: Edit, hub: Hub, step: int, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def inject(pipe: WanImageToVideoPipeline, *edits: Edit) -> Iterator[tuple[Edit, ...]]:
+def inject(pipe: DiffusionPipeline, *edits: Edit) -> Iterator[tuple[Edit, ...]]:
     """Apply `edits`, in this order, to every call of `pipe` inside the block.
 
     Raises TypeError for something else than edits; a step or frame that the call does not have raises
@@ -143,19 +143,20 @@ def inject(pipe: WanImageToVideoPipeline, *edits: Edit) -> Iterator[tuple[Edit, 
         yield edits
 
 
-def from_noise(pipe: WanImageToVideoPipeline, edit: Edit, **arguments: Any) -> Any:
+def from_noise(pipe: DiffusionPipeline, edit: Edit, **arguments: Any) -> Any:
     """The call under `edit`, a `noise_at_step`, computed from that step on.
 
     Noise in the place of all of x_s leaves nothing of the steps before, so the output equals the full call's under
     `inject`. Raises ValueError for an edit that keeps a frame or the estimate.
     """
+    only_wan(pipe, "from_noise")
     if edit.step is None or edit.frame is not None or edit.keep_estimate:
         raise ValueError(f"only noise_at_step replaces all that the steps before computed, not {edit!r}")
 
     def begin(hub: Hub) -> int:
         if edit.step >= hub.steps:
             return 0  # the injector says which steps there are
-        hub.scheduler.set_begin_index(edit.step)
+        hub.family.solver.begin(hub.scheduler, edit.step)
         return edit.step
 
     with tapped(pipe, _Start((edit,))) as hub:
@@ -167,7 +168,7 @@ def from_noise(pipe: WanImageToVideoPipeline, edit: Edit, **arguments: Any) -> A
 
 
 def inject_each(
-    pipe: WanImageToVideoPipeline, run: Run, edits: Iterable[Edit], **arguments: Any
+    pipe: DiffusionPipeline, run: Run, edits: Iterable[Edit], **arguments: Any
 ) -> Iterator[tuple[Edit, Any]]:
     """Yield (edit, output) for every edit of the recorded `run`, computing only the steps from the edit on.
 

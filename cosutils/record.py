@@ -6,7 +6,8 @@
     run.decode(steps=[0, 4, 12])  # its pixels, (3, B, T, H, W, 3)
 
 Chain-of-Steps (arXiv 2603.16870, Sec. 3.1) reads x0hat = x_s - sigma_s v(x_s, s) at every step s. The sigma
-is the schedule's own (`scheduler.sigmas[s]`, never t / 1000), the product is taken in float32.
+is the schedule's own (`scheduler.sigmas[s]`, never t / 1000), the product is taken in float32. Pipelines that are no
+flow matching have their own formula, in `families`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanImageToVideoPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import get_module_execution_device
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -31,7 +32,9 @@ from torch import Tensor
 
 from . import __version__
 from ._lora import active_lora
-from ._scheduler import Hub, Tap, experts, is_multistep, reset_multistep, tapped
+from ._scheduler import Hub, Tap, experts, tapped
+from .families import family_of
+from .families.base import Flow
 
 __all__ = ["Run", "Series", "record", "resume"]
 
@@ -68,7 +71,8 @@ class Run:
     x: x_s as the model saw it, float32, edits included. v: the model's velocity after guidance, in its own
     dtype. x0: x0hat = x_s - sigma_s v in float32. For a TI2V-5B pipeline, which overwrites latent frame 0 by
     the given image before every forward, frame 0 of x and x0 is that image, as the model sees it; v is left
-    as returned. sigmas: (steps + 1,) float32, the last one 0. latents: the final state, float32. first: the
+    as returned. Where a pipeline keeps frame 0 from the solver (LTX, HunyuanVideo) v is 0 there. sigmas: (steps + 1,)
+    float32, the last one 0. latents: the final state, float32. first: the
     step the call began at. edits: {step: names of what was injected before that step}. info: everything
     needed to tell this run from another.
     """
@@ -81,7 +85,7 @@ class Run:
     first: int = 0
     edits: dict[int, list[str]] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
-    pipe: WanImageToVideoPipeline | None = field(default=None, repr=False)
+    pipe: DiffusionPipeline | None = field(default=None, repr=False)
 
     @property
     def steps(self) -> int:
@@ -94,7 +98,7 @@ class Run:
         steps: Iterable[int] | None = None,
         frames: Iterable[int] | None = None,
         batch: int | None = None,
-        pipe: WanImageToVideoPipeline | None = None,
+        pipe: DiffusionPipeline | None = None,
     ) -> Tensor:
         """Return the pixels of x0hat at `steps` (default: all): (S, B, T, H, W, 3), float32 in [0, 1].
 
@@ -109,7 +113,8 @@ class Run:
             raise ValueError(f"batch must be a positive number of videos, got {batch!r}")
         x0 = self.x0.stack() if steps is None else torch.stack([self.x0[step] for step in steps])
         batch = batch or max(1, min(8, DECODED // x0[0, 0].numel()))
-        pixels = [_pixels(pipe, part, frames) for part in x0.flatten(0, 1).split(batch)]
+        count = self.info["num_frames"]
+        pixels = [_pixels(pipe, part, count, frames) for part in x0.flatten(0, 1).split(batch)]
         return torch.cat(pixels).unflatten(0, x0.shape[:2])
 
     def save(self, folder: str | Path) -> Path:
@@ -128,7 +133,7 @@ class Run:
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path, pipe: WanImageToVideoPipeline | None = None) -> Run:
+    def load(cls, folder: str | Path, pipe: DiffusionPipeline | None = None) -> Run:
         """Read what `save` wrote; `pipe` is the pipeline to decode with.
 
         Raises FileNotFoundError where a file is missing and ValueError where the two files do not belong
@@ -176,7 +181,7 @@ class _Recorder(Tap):
 
 
 @contextmanager
-def record(pipe: WanImageToVideoPipeline, keep: Iterable[str] = KEPT) -> Iterator[Run]:
+def record(pipe: DiffusionPipeline, keep: Iterable[str] = KEPT) -> Iterator[Run]:
     """Record the one call of `pipe` made inside the block; yields its `Run`. Observing changes no bit of the
     call.
 
@@ -192,7 +197,7 @@ def record(pipe: WanImageToVideoPipeline, keep: Iterable[str] = KEPT) -> Iterato
         yield run
 
 
-def resume(pipe: WanImageToVideoPipeline, run: Run, step: int, **arguments: Any) -> Any:
+def resume(pipe: DiffusionPipeline, run: Run, step: int, **arguments: Any) -> Any:
     """Call `pipe` from the recorded x_s of `run` at `step` on; returns what the call returns.
 
     `arguments` are those of the recorded call. The result equals the uninterrupted run's; contexts around the
@@ -207,7 +212,7 @@ def resume(pipe: WanImageToVideoPipeline, run: Run, step: int, **arguments: Any)
     arguments.setdefault("num_inference_steps", run.steps)
 
     def restart(hub: Hub) -> int:
-        scheduler = hub.scheduler
+        scheduler, solver = hub.scheduler, hub.family.solver
         if not torch.equal(hub.sigmas, run.sigmas):
             raise ValueError(
                 f"the call's schedule ({hub.steps} steps) is not the recorded run's ({run.steps} steps): "
@@ -216,7 +221,7 @@ def resume(pipe: WanImageToVideoPipeline, run: Run, step: int, **arguments: Any)
         for name in ("height", "width", "num_frames"):
             if hub.arguments[name] != run.info[name]:
                 raise ValueError(f"{name} is {hub.arguments[name]} but the recorded run has {run.info[name]}")
-        if is_multistep(scheduler):
+        if solver.is_multistep(scheduler):
             if run.first > 0:
                 raise ValueError(
                     f"the solver's memory cannot be rebuilt: the run was itself resumed at step {run.first}, "
@@ -224,38 +229,33 @@ def resume(pipe: WanImageToVideoPipeline, run: Run, step: int, **arguments: Any)
                 )
             for earlier in range(step):
                 if earlier in run.edits:
-                    reset_multistep(scheduler)
+                    solver.forget(scheduler)
                 scheduler.replay(earlier, run.v[earlier], run.x[earlier])
             if step in run.edits:
-                reset_multistep(scheduler)
+                solver.forget(scheduler)
         else:
-            scheduler.set_begin_index(step)
+            solver.begin(scheduler, step)
         if step > 0:
-            hub.x0 = (run.x0 or _estimates(run))[step - 1].to(scheduler.timesteps.device)
+            hub.x0 = (run.x0 or _estimates(run, solver))[step - 1].to(scheduler.timesteps.device)
         return step
 
     with tapped(pipe, Tap()) as hub:
-        hub.restart = restart
+        hub.restart, hub.state = restart, x
         try:
-            return pipe(**arguments, latents=x)
+            return pipe(**arguments)
         finally:
-            hub.restart = None
+            hub.restart = hub.state = None
 
 
-def _estimates(run: Run) -> Series:
+def _estimates(run: Run, solver: Flow) -> Series:
     """x0hat of a run that kept only x and v."""
-    return Series("x0", {step: x - run.sigmas[step] * run.v[step].float() for step, x in run.x.items()})
+    return Series("x0", {step: solver.estimate(x, run.v[step], run.sigmas[step]) for step, x in run.x.items()})
 
 
-def _pixels(pipe: WanImageToVideoPipeline, latents: Tensor, frames: Iterable[int] | None) -> Tensor:
-    """Decode latents (N, C, F, H, W) exactly as the pipeline does: (N, T, H, W, 3) in [0, 1]."""
-    vae = pipe.vae
-    latents = latents.to(get_module_execution_device(vae), vae.dtype)
-    mean, std = (
-        torch.tensor(values).view(1, -1, 1, 1, 1).to(latents)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    video = vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0]
+def _pixels(pipe: DiffusionPipeline, latents: Tensor, count: int, frames: Iterable[int] | None) -> Tensor:
+    """Decode latents (N, C, F, H, W) exactly as the pipeline does a call of `count` frames: (N, T, H, W, 3) in [0, 1]."""
+    latents = latents.to(get_module_execution_device(pipe.vae), pipe.vae.dtype)
+    video = family_of(pipe).decode(pipe, latents, count)
     pixels = pipe.video_processor.postprocess_video(video, output_type="pt").permute(0, 1, 3, 4, 2)
     if frames is not None:
         chosen, count = list(frames), pixels.shape[1]
@@ -273,8 +273,7 @@ def _provenance(hub: Hub) -> dict[str, Any]:
     preset = getattr(pipe, "_cos_preset", None)
     timesteps = hub.scheduler.timesteps if hub.timesteps is None else hub.timesteps
     model = pipe.config.get("_name_or_path")
-    plain = ("prompt", "negative_prompt", "height", "width", "num_frames")
-    plain += ("guidance_scale", "guidance_scale_2")
+    plain = ("prompt", "negative_prompt", "height", "width", "num_frames", *hub.family.settings)
     return {
         **{name: call[name] for name in plain},
         "model": Path(model).name if model and Path(model).is_dir() else model,
@@ -283,7 +282,7 @@ def _provenance(hub: Hub) -> dict[str, Any]:
         "scheduler": type(hub.scheduler).__name__,
         "sigmas": hub.sigmas.tolist(),
         "timesteps": [float(t) for t in timesteps],
-        "boundary": pipe.config.boundary_ratio,
+        "boundary": pipe.config.get("boundary_ratio"),
         "dtype": {name: str(model.dtype).removeprefix("torch.") for name, model in experts(pipe).items()},
         "device": str(pipe._execution_device),
         "seeds": [None if generator is None else generator.initial_seed() for generator in generators],

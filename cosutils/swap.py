@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._branches import BRANCHES, Grid, Seen, check_branches, check_layers, check_steps, watch
 from .capture import Capture, raw
+from .families import only_wan
 
 __all__ = ["swap"]
 
@@ -105,6 +106,7 @@ def swap(
     With the whole state, all layers give the same answer when donor and recipient share the prompt: after the
     block nothing else tells them apart. A swap with oneself is a no-op, bit by bit, in both modes.
     """
+    only_wan(pipe, "swap")
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}: allowed are {MODES}")
     if isinstance(layer, bool) or not isinstance(layer, int):

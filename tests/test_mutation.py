@@ -34,16 +34,16 @@ SWEEP = "test_inject.py::test_a_sweep_from_recorded_steps_equals_full_runs[euler
 CHANGES = {
     # the clean estimate, the schedule, the decoder
     "velocity without its sigma": Change(
-        "_scheduler.py", "self.seen(x - self.sigmas[step].to(x) * v.float())", "self.seen(x - v.float())", DEFINITIONS
+        "families/base.py", "return x - sigma.to(x) * v.float()", "return x - v.float()", DEFINITIONS
     ),
     "sign of the velocity": Change(
-        "_scheduler.py", "self.seen(x - self.sigmas[step]", "self.seen(x + self.sigmas[step]", DEFINITIONS
+        "families/base.py", "return x - sigma.to(x)", "return x + sigma.to(x)", DEFINITIONS
     ),
     "sigma of the next step": Change(
-        "_scheduler.py", "self.sigmas[step].to(x) * v", "self.sigmas[step + 1].to(x) * v", DEFINITIONS
+        "_scheduler.py", "estimate(x, v, self.sigmas[step])", "estimate(x, v, self.sigmas[step + 1])", DEFINITIONS
     ),
     "estimate of a run that kept x and v": Change(
-        "record.py", "x - run.sigmas[step] * run.v[step].float() for", "x - run.v[step].float() for",
+        "record.py", "solver.estimate(x, run.v[step], run.sigmas[step]) for", "x - run.v[step].float() for",
         "test_inject.py::test_a_sweep_of_a_run_without_estimates_makes_them_anew",
     ),
     "formula of the shift": Change(
@@ -59,13 +59,13 @@ CHANGES = {
         "test_schedule.py::test_number_of_high_noise_steps[paper-21]",
     ),
     "scale of the latents that are decoded": Change(
-        "record.py", "latents / (1.0 / std) + mean", "latents / std + mean",
+        "families/wan.py", "latents / (1.0 / std) + mean", "latents / std + mean",
         "test_record.py::test_decode_gives_the_pipelines_own_pixels[a14b]",
     ),
     # going on from a recorded step
-    "resume off by one": Change("record.py", "set_begin_index(step)", "set_begin_index(step - 1)", RESUME),
+    "resume off by one": Change("record.py", "solver.begin(scheduler, step)", "solver.begin(scheduler, step - 1)", RESUME),
     "estimate of the wrong step at a resume": Change(
-        "record.py", "(run.x0 or _estimates(run))[step - 1]", "(run.x0 or _estimates(run))[step]", SWEEP
+        "record.py", "(run.x0 or _estimates(run, solver))[step - 1]", "(run.x0 or _estimates(run, solver))[step]", SWEEP
     ),
     # disturbances
     "renoise at the sigma of another step": Change(
@@ -73,7 +73,7 @@ CHANGES = {
         "test_inject.py::test_renoise_keeps_the_estimate_at_the_right_sigma[euler]",
     ),
     "renoise without the estimate": Change(
-        "inject.py", "sigma * new + (1 - sigma) * hub.x0", "sigma * new + 0 * hub.x0",
+        "inject.py", "hub.family.solver.signal(sigma) * hub.x0", "0 * hub.x0",
         "test_inject.py::test_renoise_keeps_the_estimate_at_the_right_sigma[euler]",
     ),
     "noise in the wrong frame": Change(
@@ -99,8 +99,7 @@ CHANGES = {
         "test_metrics.py::test_energy_is_the_norm_of_each_token_in_grid_order",
     ),
     "the other branch of the guidance": Change(
-        "_branches.py", "before, self.branch = self.branch, name",
-        'before, self.branch = self.branch, name.replace("un", "") if "un" in name else "un" + name',
+        "_branches.py", "tap.passes[tap.forwards - 1]", "tap.passes[-tap.forwards]",
         "test_capture.py::test_states_are_the_blocks_own_outputs_and_inputs",
     ),
     "scale of the projection": Change(

@@ -304,7 +304,7 @@ def test_exchanging_the_scheduler_inside_is_refused():
 
 
 def test_pipelines_that_would_be_recorded_wrongly_are_refused():
-    with pytest.raises(TypeError, match="pipe must be a WanImageToVideoPipeline, not Linear"):
+    with pytest.raises(TypeError, match="pipe must be a WanImageToVideoPipeline, LTX.* or Hunyuan.*, not Linear"):
         check_pipeline(torch.nn.Linear(1, 1))
     pipe = tiny.build("a14b")
     pipe.transformer_2.enable_cache(FirstBlockCacheConfig())

@@ -1,0 +1,46 @@
+"""LTX-Video image-to-video: tokens (B, N, C) in the loop, latent frame 0 held, both branches in one batch.
+
+A VAE with timestep conditioning decodes at timestep 0 and without added noise, the pipeline's defaults.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import LTXImageToVideoPipeline
+from torch import Tensor
+
+from .base import Family
+
+__all__ = ["LTX"]
+
+
+class LTX(Family):
+    """`Hub.known` is the latent frame of the given image (B, C, 1, H, W)."""
+
+    pipeline = LTXImageToVideoPipeline
+    settings = ("guidance_scale", "guidance_rescale", "frame_rate")
+
+    def scales(self, pipe: Any) -> tuple[int, int]:
+        return pipe.vae_temporal_compression_ratio, pipe.vae_spatial_compression_ratio
+
+    def passes(self, arguments: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+        return (("uncond", "cond"),) if arguments["guidance_scale"] > 1 else (("cond",),)
+
+    def held(self, pipe: Any) -> int:
+        return 1
+
+    def unpack(self, hub: Any, latents: Tensor) -> Tensor:
+        time, side, _ = self.patch(hub.pipe)
+        grid = [size // patch for size, patch in zip(hub.size, self.patch(hub.pipe), strict=True)]
+        return hub.pipe._unpack_latents(latents, *grid, side, time)
+
+    def pack(self, hub: Any, x: Tensor) -> Tensor:
+        time, side, _ = self.patch(hub.pipe)
+        return hub.pipe._pack_latents(x, side, time)
+
+    def decode(self, pipe: Any, latents: Tensor, frames: int) -> Tensor:
+        vae = pipe.vae
+        latents = pipe._denormalize_latents(latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
+        timestep = latents.new_zeros(len(latents)) if vae.config.timestep_conditioning else None
+        return vae.decode(latents, timestep, return_dict=False)[0]
