@@ -123,7 +123,7 @@ class Run:
             raise ValueError("only a finished run can be saved: this one has no final latents")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"sigmas": self.sigmas, "latents": self.latents}
+        tensors = {"sigmas": self.sigmas, "latents": self.latents.contiguous()}
         for series in (self.x, self.v, self.x0):
             tensors |= {f"{series.name}.{step}": value.contiguous() for step, value in series.items()}
         digest = _write(folder / "run.safetensors", lambda path: save_file(tensors, path))
