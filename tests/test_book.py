@@ -85,11 +85,13 @@ def test_preset_names_are_checked(tools, tree):
     preset(tree, "one: {sise: 1}")
     with pytest.raises(ValueError, match="one has no parameter 'sise'; it has: size"):
         build.preset_parameters(tree, "default")
-    preset(tree, "one: {size: {a: 1}}")
+    preset(tree, "one: {size: null}")
     with pytest.raises(ValueError, match="one.size must be"):
         build.preset_parameters(tree, "default")
     preset(tree, "one: {size: 3}")
     assert build.preset_parameters(tree, "default") == {"one": {"size": 3}}
+    preset(tree, ".shared: &shared {size: {pixels: 3}}\none:\n  <<: *shared")
+    assert build.preset_parameters(tree, "default") == {"one": {"size": {"pixels": 3}}}
 
 
 def test_a_notebook_that_raises_is_recorded_as_failed_and_nothing_is_published(tools, tree):

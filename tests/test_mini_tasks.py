@@ -110,6 +110,7 @@ def test_the_same_puzzle_at_another_size_is_read_the_same(name):
     assert large.prompt == small.prompt and np.array_equal(large.ids, small.ids)
     assert large.video.shape == large.shape == (33, 160, 160, 3) and large.image.size == (160, 160)
     assert np.array_equal(world.reduced(large.video), small.video)
+    assert np.array_equal(np.asarray(large.image) / np.float32(255), large.video[0])
     assert large.score(large.video).solved and large.twin().shape == large.shape
     assert np.allclose([*large.candidates(large.video).values()], [*small.candidates(small.video).values()], atol=1e-6)
     for kind in CONTROLS:
