@@ -18,11 +18,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -35,27 +33,22 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save
 
 from . import vbvr
-from .ensemble import ensemble, merge_then_single
+from .conditions import effort, films, treatment
 from .films import write_film
-from .inject import Edit, from_noise, inject, noise_at_frame, noise_at_step, renoise
 from ._lora import lora_files
-from .loading import OFFLOADS, load, seeded, settings
+from .loading import OFFLOADS, load, settings
 from .metrics import commitment_step
 from .mini import tasks, world
-from .record import Run, record
 from .results import weights_digest
 from .schedule import preset as named_preset
 
-__all__ = ["CONDITIONS", "FIELDS", "MEASURES", "complete", "effort", "identity", "key", "run_one", "weights", "write_json"]
+__all__ = ["FIELDS", "MEASURES", "complete", "identity", "key", "run_one", "weights", "write_json"]
 
 FIELDS = ("model", "preset", "device", "offload", "lora", "task", "seed", "sample", "size", "frames")
 FIELDS += ("noise_seed", "steps", "condition", "measures", "keep")
 LOADED = ("model", "preset", "device", "offload", "lora")  # what decides which pipeline is in memory
 SAMPLE_FILES = (".png", ".txt", ".mp4")
 State = tuple[tuple[Path, str, int, int], ...]  # of files: path, name, size, time of change
-CONDITIONS = {"plain": None, "noise_at_step": noise_at_step, "noise_at_frame": noise_at_frame, "renoise": renoise}
-MERGED = re.compile(r"(ensemble|merge_then_single) (\d+) layers (\d[\d,-]*) steps (\d[\d,-]*)")
-
 MEASURES: dict[str, Callable[[Any, np.ndarray, np.ndarray | None], float]] = {
     # name -> f(sample, film (T, H, W, 3) in [0, 1], last frames of the clean estimates (S, H, W, 3) for "commitment");
     # all but the last need a puzzle, see `tasks.Sample`
@@ -69,29 +62,16 @@ MEASURES: dict[str, Callable[[Any, np.ndarray, np.ndarray | None], float]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Merge:
-    """An ensemble condition: `size` seeds merged in `layers` at `steps`; single: one goes on after the last of them."""
-
-    single: bool
-    size: int
-    layers: tuple[int, ...]
-    steps: tuple[int, ...]
-
-
 def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
     """`spec` with every default filled in, in the order of FIELDS; ValueError (FileNotFoundError for a
     missing sample) in one sentence for anything that is not allowed.
 
     model, preset, offload, lora: as `load` takes them, paths as text; offload and lora are left out where there is
-    none. Either task and seed (a puzzle, drawn at size pixels, default 80, and frames,
-    default 17, see `tasks.sample`), or sample (a folder <split>/<task>/<00000> in the benchmark's layout, see `vbvr`,
-    with size, default 480, and frames, default the true film's, rounded up to 4k + 1).
+    none. Either task and seed (a puzzle, drawn at size pixels, default 80, and frames, default 17, see
+    `tasks.sample`), or sample (a folder <split>/<task>/<00000> in the benchmark's layout, see `vbvr`, with size,
+    default 480, and frames, default the true film's, rounded up to 4k + 1).
     noise_seed: default 0; the initial noise is drawn from noise_seed + seed, and so is the noise of the condition.
-    steps: default the preset's. condition: "plain" (default), "noise_at_step 12", "noise_at_frame 3", "renoise 12",
-    "ensemble 3 layers 20-29 steps 0" (three seeds merged there by `ensemble`; the measures are means over their films,
-    the first one is kept) or "merge_then_single 3 layers 20-29 steps 0-4" (the first seed goes on alone). Layers and
-    steps are numbers and ranges such as 0,4-6; member k of an ensemble starts like a plain run of noise_seed + k.
+    steps: default the preset's. condition: "plain" (default) or another of `conditions`, such as "noise_at_step 12".
     measures: names in MEASURES, default score and solved of a puzzle, last_frame_error of a sample. keep: "latents",
     "video" or None (default). device: "cpu" (default) or "cuda".
     """
@@ -119,7 +99,7 @@ def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
     full["noise_seed"] = _whole(spec, "noise_seed", 0)
     full["steps"] = _whole(spec, "steps", named_preset(spec["preset"]).steps, least=1)
     full["condition"] = spec.get("condition", "plain")
-    _treatment(full)
+    treatment(full)
     given = spec.get("measures", ["score", "solved"] if "task" in spec else ["last_frame_error"])
     given = [given] if isinstance(given, str) else given
     if not isinstance(given, list) or not given or not all(isinstance(name, str) for name in given):
@@ -151,8 +131,8 @@ def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     The completed spec, the row of its preset, digests of the model's weights and of the puzzle or sample, versions of
     the packages. A model folder is hashed whole, once per process and state of its files (about 1 s per GB); of a hub
-    id the commit that was downloaded is taken. Of
-    low-rank weights the content of the files counts too. Raises ValueError, also for weights that are not on this machine.
+    id the commit that was downloaded is taken. Of low-rank weights the content of the files counts too. Raises
+    ValueError, also for weights that are not on this machine.
     """
     spec = complete(spec)
     if "task" in spec:
@@ -175,19 +155,6 @@ def key(spec: Mapping[str, Any]) -> str:
     return _name(identity(spec))
 
 
-def effort(spec: Mapping[str, Any]) -> int:
-    """Steps of one film that the run of `spec` computes: what its time is counted in.
-
-    A run with noise at step i begins there (see `inject.from_noise`), unless a measure needs all its estimates.
-    """
-    spec = complete(spec)
-    what, steps = _treatment(spec), spec["steps"]
-    if isinstance(what, _Merge):
-        together = max(what.steps) + 1 if what.single else steps
-        return what.size * together + steps - together
-    return steps - what.step if _begins_in_noise(spec, what) else steps
-
-
 def run_one(spec: Mapping[str, Any], out: str | Path) -> Path:
     """Do one run unless it is finished, and return its file `out`/runs/<key>.json.
 
@@ -203,17 +170,17 @@ def run_one(spec: Mapping[str, Any], out: str | Path) -> Path:
     sample = _puzzle(spec)
     pipe = _pipeline(json.dumps([spec.get(name) for name in LOADED]), json.dumps([facts["weights"], facts.get("lora")]))
     start = time.perf_counter()
-    films, run = _films(pipe, spec, settings(pipe) | {"num_inference_steps": spec["steps"]} | sample.inputs)
-    ends = run.decode(frames=[-1])[:, :, 0].unbind(1) if "commitment" in spec["measures"] else [None] * len(films)
+    made, run = films(pipe, spec, settings(pipe) | {"num_inference_steps": spec["steps"]} | sample.inputs)
+    ends = run.decode(frames=[-1])[:, :, 0].unbind(1) if "commitment" in spec["measures"] else [None] * len(made)
     values = {
-        name: float(np.mean([MEASURES[name](sample, film, end) for film, end in zip(films, ends, strict=True)]))
+        name: float(np.mean([MEASURES[name](sample, film, end) for film, end in zip(made, ends, strict=True)]))
         for name in spec["measures"]
     }
     seconds = time.perf_counter() - start
     if spec["keep"] == "latents":
         _write(path.with_suffix(".safetensors"), save({"latents": run.latents}))
     elif spec["keep"] == "video":
-        write_film(films[0], path.with_suffix(".mp4"))
+        write_film(made[0], path.with_suffix(".mp4"))
     write_json(out / "timings" / path.name, {"seconds": seconds, "steps": effort(spec)})
     write_json(path, {**facts, "values": values, "run": run.info})
     return path
@@ -233,68 +200,6 @@ def _whole(spec: Mapping[str, Any], name: str, default: int | None, least: int =
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return value
-
-
-def _treatment(spec: Mapping[str, Any]) -> Edit | _Merge | None:
-    """What the condition of a spec asks for; None for a plain run."""
-    condition, steps = str(spec["condition"]), spec["steps"]
-    if merged := MERGED.fullmatch(condition):
-        what = _Merge(merged[1] != "ensemble", int(merged[2]), _numbers(merged[3]), _numbers(merged[4]))
-        if what.size < 1:
-            raise ValueError(f"condition {condition!r}: an ensemble has 1 seed or more")
-        if (last := max(what.steps)) >= steps - what.single:
-            why = "leaves no step for a single seed" if what.single and last == steps - 1 else "does not exist"
-            raise ValueError(f"condition {condition!r}: step {last} {why} in a run of {steps} steps (0..{steps - 1})")
-        return what
-    name, _, number = condition.partition(" ")
-    if name not in CONDITIONS or (name == "plain") != (number == "") or not (number == "" or number.isdecimal()):
-        forms = ", ".join(form if form == "plain" else f"'{form} K'" for form in CONDITIONS)
-        raise ValueError(
-            f"unknown condition {spec['condition']!r}; allowed are {forms} with a whole number K, and "
-            "'ensemble K layers L steps S', 'merge_then_single K layers L steps S' with L and S such as 20-29 or 0,2"
-        )
-    if name == "plain":
-        return None
-    if name != "noise_at_frame" and int(number) >= steps:
-        raise ValueError(f"condition {condition!r}: a run of {steps} steps has steps 0..{steps - 1}")
-    return CONDITIONS[name](int(number), spec["noise_seed"] + spec.get("seed", 0))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """The numbers that such as 0,4-6 names; ValueError for anything else."""
-    found: list[int] = []
-    for part in text.split(","):
-        span = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if not span or (span[2] and int(span[2]) < int(span[1])):
-            raise ValueError(f"layers and steps are numbers and rising ranges such as 0,4-6, got {text!r}")
-        found += range(int(span[1]), int(span[2] or span[1]) + 1)
-    return tuple(found)
-
-
-def _begins_in_noise(spec: Mapping[str, Any], what: Edit | _Merge | None) -> bool:
-    """Whether no step before the condition can matter: all frames are replaced, and no measure looks at these steps."""
-    noise = isinstance(what, Edit) and what.frame is None and not what.keep_estimate
-    return noise and "commitment" not in spec["measures"]
-
-
-def _films(pipe: WanImageToVideoPipeline, spec: Mapping[str, Any], call: dict[str, Any]) -> tuple[np.ndarray, Run]:
-    """Films (K, T, H, W, 3) of the run, K = 1 but for "ensemble", and its recording."""
-    what, first = _treatment(spec), spec["noise_seed"] + spec.get("seed", 0)
-    call |= {"generator": seeded(first), "output_type": "np"}
-    keep = ("x0",) if "commitment" in spec["measures"] else ()
-    if isinstance(what, _Merge):
-        merging = {"layers": what.layers, "steps": what.steps}
-        call |= {"prompt": [call["prompt"]] * what.size, "generator": seeded(range(first, first + what.size))}
-        if what.single:
-            output, run = merge_then_single(pipe, **merging, **call)
-            return output.frames, run
-        with ensemble(pipe, **merging), record(pipe, keep=keep) as run:
-            return pipe(**call).frames, run
-    with record(pipe, keep=keep) as run:
-        if _begins_in_noise(spec, what):
-            return from_noise(pipe, what, **call).frames, run
-        with inject(pipe, what) if what else nullcontext():
-            return pipe(**call).frames, run
 
 
 def _puzzle(spec: Mapping[str, Any]) -> tasks.Sample | vbvr.Puzzle:
@@ -360,7 +265,7 @@ def _digest(state: State) -> str:
 
 @lru_cache(maxsize=1)
 def _pipeline(loaded: str, weights: str) -> WanImageToVideoPipeline:
-    """The model of this process: `loaded` are the values of LOADED, `weights` tells changed ones from those in memory."""
+    """The model of this process. loaded: the values of LOADED; weights: tells changed ones from those in memory."""
     pipe = load(**dict(zip(LOADED, json.loads(loaded), strict=True)))
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -15,8 +15,8 @@
       measures: [score, solved]
 
 The fields of the grid are those of a spec, see `spec.complete`; a list of low-rank weights is one of several values and
-stands in brackets of its own, lora: [[[a.safetensors, 0.5], [b.safetensors, 1]]]. Every run leaves its files as `spec.run_one` says, and
-the sweep adds
+stands in brackets of its own, lora: [[[a.safetensors, 0.5], [b.safetensors, 1]]]. Every run leaves its files as
+`spec.run_one` says, and the sweep adds
 
     out/failed/<key>.json             spec and error of a run that failed; the next start tries it again
     out/summary.json                  mean and interval of every measure in every condition
@@ -42,9 +42,10 @@ import numpy as np
 import yaml
 
 from . import cluster
+from .conditions import effort
 from .progress import progress
 from .results import measure, record_numbers
-from .spec import FIELDS, complete, effort, key, run_one, write_json
+from .spec import FIELDS, complete, key, run_one, write_json
 
 __all__ = ["answers", "estimate", "main", "read", "summary", "sweep"]
 
@@ -56,7 +57,7 @@ REPLICATES = (*CASES, "noise_seed")
 def sweep(
     specs: Iterable[Mapping[str, Any]], out: str | Path, workers: int = 1, engine: str = "local", retries: int = 1
 ) -> dict[str, str]:
-    """Do all unfinished `specs` on `workers` of an engine of `cluster.ENGINES`; returns {key: error} of the failed ones.
+    """Do all unfinished `specs` on `workers` of an engine of `cluster.ENGINES`; returns {key: error} of those that fail.
 
     A failed run is tried `retries` more times after the others, and again by the next sweep. ValueError for a bad spec
     or engine before anything is run.
@@ -113,7 +114,7 @@ def estimate(specs: Sequence[Mapping[str, Any]], out: str | Path, stated: float 
     """What is left to do of `specs` and the hours it takes, in a few lines.
 
     stated: seconds of a plain run; None: seconds per step, measured over the finished runs of `out`. Both count the
-    steps that a run computes (`spec.effort`): a run with noise at step i begins there, an ensemble takes K at a time.
+    steps that a run computes (`conditions.effort`): a run with noise at step i begins there, an ensemble takes K at a time.
     """
     out = Path(out)
     finished = {path.stem for path in (out / "runs").glob("[!.]*.json")}

@@ -23,7 +23,8 @@ from tiny import build, image
 
 import cosutils as cos
 from cosutils import cluster, vbvr
-from cosutils.spec import MEASURES, complete, effort, identity, key, run_one, write_json
+from cosutils.conditions import effort
+from cosutils.spec import MEASURES, complete, identity, key, run_one, write_json
 from cosutils.sweep import answers, estimate, main, read, summary, sweep
 
 PUZZLE = {"model": "cos-mini", "preset": "mini", "task": "maze", "seed": 3, "steps": 2}
@@ -123,8 +124,8 @@ def test_ensembles_are_the_calls_they_describe(tmp_path):
 def test_the_effort_counts_the_steps_that_are_computed():
     counted = {"plain": 10, "noise_at_step 4": 6, "noise_at_frame 4": 10, "renoise 4": 10,
                "ensemble 3 layers 1 steps 0": 30, "merge_then_single 3 layers 1 steps 0,3": 3 * 4 + 6}  # fmt: skip
-    assert {name: effort(PUZZLE | {"steps": 10, "condition": name}) for name in counted} == counted
-    assert effort(PUZZLE | {"steps": 10, "condition": "noise_at_step 4", "measures": "commitment"}) == 10
+    assert {name: effort(complete(PUZZLE | {"steps": 10, "condition": name})) for name in counted} == counted
+    assert effort(complete(PUZZLE | {"steps": 10, "condition": "noise_at_step 4", "measures": "commitment"})) == 10
 
 
 def test_a_puzzle_is_drawn_at_the_size_of_the_spec(model, tmp_path):
