@@ -3,10 +3,10 @@
     python -m benchmarks.sweep                       # engines local and, if it is installed, ray
     python -m benchmarks.sweep --engines ray --runs 40 --repeats 5 --out runs
 
-Real runs of cos-mini, as in any sweep. One and two workers take turns, each with processes of its own; what counts is the
-time in which every worker has its model loaded and still has work. A ratio is formed from neighbours in time, the median over
-the repeats is given with a bootstrap interval; the exit status is 1 if a median is below 1.8. Other load on the machine
-lowers the ratio unless a core is left for each worker; Ray's workers, which are nice to others by default, are not here.
+Real runs of cos-mini, as in any sweep. One and two workers take turns, each with processes of its own; what counts is
+the time in which every worker has its model loaded and still has work. A ratio is formed from neighbours in time, the
+median over the repeats is given with a bootstrap interval; the exit status is 1 if a median is below 1.8. Other load on
+the machine lowers the ratio unless a core is left for each worker; Ray's workers, nice by default, are not here.
 Writes <out>/benchmarks-sweep.json whole or not at all.
 """
 

@@ -57,7 +57,7 @@ REPLICATES = (*CASES, "noise_seed")
 def sweep(
     specs: Iterable[Mapping[str, Any]], out: str | Path, workers: int = 1, engine: str = "local", retries: int = 1
 ) -> dict[str, str]:
-    """Do all unfinished `specs` on `workers` of an engine of `cluster.ENGINES`; returns {key: error} of those that fail.
+    """Do all unfinished `specs` on `workers` of an engine of `cluster.ENGINES`; returns {key: error} of what failed.
 
     A failed run is tried `retries` more times after the others, and again by the next sweep. ValueError for a bad spec
     or engine before anything is run.
@@ -114,7 +114,7 @@ def estimate(specs: Sequence[Mapping[str, Any]], out: str | Path, stated: float 
     """What is left to do of `specs` and the hours it takes, in a few lines.
 
     stated: seconds of a plain run; None: seconds per step, measured over the finished runs of `out`. Both count the
-    steps that a run computes (`conditions.effort`): a run with noise at step i begins there, an ensemble takes K at a time.
+    steps that a run computes (`conditions.effort`): one with noise at step i begins there, an ensemble takes K at once.
     """
     out = Path(out)
     finished = {path.stem for path in (out / "runs").glob("[!.]*.json")}

@@ -1,8 +1,8 @@
 """The studies of the paper's model, and the guide that runs them: what can be tried without its weights is tried here.
 
-Stand-ins, where the text of a study or a command is changed: the model is a tiny two-expert pipeline in a folder, the device
-the CPU, the films are small and short, the benchmark is the five samples of `data/vbvr-samples`, and the official scorer
-is that of `test_official`. Files, commands and code are those of `data/studies` and of page 14.
+Stand-ins, where the text of a study or a command is changed: the model is a tiny two-expert pipeline in a folder, the
+device the CPU, the films are small and short, the benchmark is the five samples of `data/vbvr-samples`, and the official
+scorer is that of `test_official`. Files, commands and code are those of `data/studies` and of page 14.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small(place):
-    """Makes a study small: returns the file of a changed copy, the name of the model and all other fields kept apart."""
+    """Makes a study small: writes a copy with a stand-in model on the CPU and the given fields, and returns its file."""
     model = saved("a14b", place / "model")
 
     def change(name: str, **fields) -> Path:
@@ -136,8 +136,10 @@ def test_the_benchmark_goes_in_and_its_score_comes_out(small, place, monkeypatch
 
 
 def test_noise_and_ensembles_run_as_the_studies_write_them(small, place, capsys):
-    conditions = {name: yaml.safe_load((ROOT / "data" / "studies" / f"{name}.yaml").read_text())["grid"]["condition"]
-                  for name in ("noise", "ensemble")}  # fmt: skip
+    conditions = {
+        name: yaml.safe_load((ROOT / "data" / "studies" / f"{name}.yaml").read_text())["grid"]["condition"]
+        for name in ("noise", "ensemble")
+    }
     sample = "vbvr-bench/*/O-59*/00000"
     few = ["plain", "noise_at_step 2..3", *conditions["noise"][2:5]]
     assert main([str(small("noise", size=16, steps=4, sample=sample, condition=few))]) == 0
@@ -186,7 +188,7 @@ def test_what_the_guide_installs_is_there():
 
 
 def test_every_command_of_the_guide_is_looked_at():
-    known = ("make ", "export ", "mkdir ", "ln ", "ray start", "RAY_ADDRESS=auto .venv/bin/python -m cosutils.sweep", ".venv/bin/")
+    known = ("make ", "export ", "mkdir ", "ln ", "ray start", ".venv/bin/", "RAY_ADDRESS=auto .venv/bin/python -m cosutils.")
     assert len(COMMANDS) >= 15 and all(line.startswith(known) for line in COMMANDS)
 
 
@@ -194,7 +196,8 @@ def test_the_script_of_the_guide_is_python():
     (script,) = blocks("python")
     tree = ast.parse(script)
     heads = 40
-    (degree,) = (node.value.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "ulysses_degree")
+    keywords = {node.arg: node.value for node in ast.walk(tree) if isinstance(node, ast.keyword)}
+    degree = keywords["ulysses_degree"].value
     assert heads % degree == 0 and f"--nproc_per_node {degree} " in script
 
 
