@@ -166,13 +166,12 @@ def watch(
             held = tap.passes[tap.forwards - 1]
             given = arguments[0] if arguments else named["hidden_states"]
             output = output[0] if isinstance(output, tuple) else output  # text tokens go their own way
-            edited = None
-            for branch, own_in, own_out in zip(
-                held, given.chunk(len(held)), output.chunk(len(held)), strict=True
-            ):
+            edited, share = None, len(output) // len(held)
+            for place, branch in enumerate(held):
                 if branch in branches:
                     tap.reached.add(step)
-                    edited = visit((name, step, layer, tap.grid, own_in, own_out))
+                    rows = slice(place * share, (place + 1) * share)
+                    edited = visit((name, step, layer, tap.grid, given[rows], output[rows]))
             return edited
 
         return guard(hook)

@@ -118,8 +118,8 @@ def _apply(edit: Edit, hub: Hub, step: int, x: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(int(state[0]))
     new = torch.randn(1, *x.shape[1:], generator=generator).to(x.device).expand(x.shape)
     if edit.keep_estimate and hub.x0 is not None:
-        sigma = hub.sigmas[step].to(new)
-        new = sigma * new + hub.family.solver.signal(sigma) * hub.x0
+        sigma = hub.sigmas[step]
+        new = sigma.to(new) * new + hub.family.solver.signal(sigma).to(new) * hub.x0
     if edit.frame is None:
         return new
     x = x.clone()

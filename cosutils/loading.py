@@ -23,6 +23,7 @@ from ._lora import Lora, add_lora
 from ._quiet import quiet
 from ._scheduler import check_pipeline, experts
 from ._text import remember_prompts
+from .families import only_wan
 
 __all__ = ["data_folder", "load", "seeded", "settings", "use_preset"]
 
@@ -93,6 +94,7 @@ def use_preset(pipe: WanImageToVideoPipeline, preset: str) -> WanImageToVideoPip
 
     Raises ValueError for an unknown preset and RuntimeError while a context such as `record` is open.
     """
+    only_wan(pipe, "use_preset")
     chosen = schedule.preset(preset)
     if "_cos_hub" in pipe.__dict__:
         raise RuntimeError("a context such as record is open on this pipeline: change its preset outside")

@@ -21,6 +21,7 @@ from torch import Tensor
 from ._branches import check_steps
 from ._scheduler import Hub, Tap, experts, tapped
 from .ensemble import go_on, head
+from .families import only_wan
 from .mini.tasks import Sample
 
 __all__ = ["Passes", "average", "choose_early", "closeness", "distances", "leaders", "passes"]
@@ -102,6 +103,7 @@ def average(pipe: Any, what: str, steps: Iterable[int] | int) -> Iterator[None]:
     all seeds are one. steps: from 1 on, as step 0 has no estimate yet. A batch of one seed is left as it is.
     ValueError for another `what` or step.
     """
+    only_wan(pipe, "average")
     if what not in AVERAGED:
         raise ValueError(f"cannot average {what!r}: choose from {AVERAGED}")
     chosen = check_steps(steps) or frozenset()

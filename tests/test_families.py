@@ -21,7 +21,9 @@ from cosutils.capture import capture, raw
 from cosutils.ensemble import ensemble
 from cosutils.families import FAMILIES, family_of
 from cosutils.inject import from_noise, inject, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
+from cosutils.loading import use_preset
 from cosutils.metrics import energy
+from cosutils.planning import average
 from cosutils.record import Run, record, resume
 from cosutils.swap import swap
 
@@ -377,9 +379,11 @@ def test_what_does_not_work_is_refused_in_one_sentence():
     with pytest.raises(TypeError, match=names):
         family_of(torch.nn.Linear(1, 1))
     pipe = pipeline("ltx")
-    for context in (swap(pipe, 1, {1: 0}), ensemble(pipe, layers=1, steps=0)):
+    for context in (swap(pipe, 1, {1: 0}), ensemble(pipe, layers=1, steps=0), average(pipe, "x0", 1)):
         with pytest.raises(TypeError, match="works on a WanImageToVideoPipeline only, not on a LTXImage"), context:
             pass
+    with pytest.raises(TypeError, match="use_preset works on a WanImageToVideoPipeline only"):
+        use_preset(pipe, "paper")
     with pytest.raises(TypeError, match="from_noise works on a WanImageToVideoPipeline only"):
         from_noise(pipe, noise_at_step(1), **families.call("ltx"))
     with pytest.raises(ValueError, match=r"no block 3: HunyuanVideoTransformer3DModel has 3 blocks \(0\.\.2\)"):

@@ -69,11 +69,11 @@ CHANGES = {
     ),
     # disturbances
     "renoise at the sigma of another step": Change(
-        "inject.py", "sigma = hub.sigmas[step].to(new)", "sigma = hub.sigmas[step - 1].to(new)",
+        "inject.py", "sigma = hub.sigmas[step]", "sigma = hub.sigmas[step - 1]",
         "test_inject.py::test_renoise_keeps_the_estimate_at_the_right_sigma[euler]",
     ),
     "renoise without the estimate": Change(
-        "inject.py", "hub.family.solver.signal(sigma) * hub.x0", "0 * hub.x0",
+        "inject.py", "hub.family.solver.signal(sigma).to(new) * hub.x0", "0 * hub.x0",
         "test_inject.py::test_renoise_keeps_the_estimate_at_the_right_sigma[euler]",
     ),
     "noise in the wrong frame": Change(
@@ -87,6 +87,35 @@ CHANGES = {
     "an edit that the solver's memory undoes": Change(
         "_scheduler.py", "if step in self.edits:", "if step in ():",
         "test_inject.py::test_unipc_does_not_undo_the_noise",
+    ),
+    # other pipelines than Wan
+    "estimate of a v-prediction": Change(
+        "families/cogvideox.py", "return self.signal(sigma).to(x) * x", "return x",
+        "test_families.py::test_the_recorded_quantities_are_the_models_own[cogvideox_ddim]",
+    ),
+    "signal of a v-prediction": Change(
+        "families/cogvideox.py", "(1 - sigma.double() ** 2).sqrt()", "1 - sigma.double()",
+        "test_families.py::test_renoise_keeps_the_estimate_at_the_right_level[cogvideox_ddim]",
+    ),
+    "memory of DPM across an edit": Change(
+        "families/cogvideox.py", "if step not in edits:", "if step not in ():",
+        "test_families.py::test_the_memory_of_dpm_does_not_reach_across_an_edit",
+    ),
+    "the held frame in the wrong place": Change(
+        "families/base.py", "if held is None else held, part], 2)", "if held is None else held, part.flip(2)], 2)",
+        "test_families.py::test_noise_at_a_frame_touches_one_frame[ltx]",
+    ),
+    "the other half of the batch": Change(
+        "families/ltx.py", '(("uncond", "cond"),)', '(("cond", "uncond"),)',
+        "test_families.py::test_the_positive_branch_knows_nothing_of_the_negative_prompt[ltx]",
+    ),
+    "order of the axes of the token grid": Change(
+        "_branches.py", "hub.family.patch(hub.pipe), strict=True))", "hub.family.patch(hub.pipe), strict=True))[::-1]",
+        "test_families.py::test_the_map_shows_a_change_where_it_is[cogvideox_ddim]",
+    ),
+    "the stand-in frames of HunyuanVideo in the film": Change(
+        "families/hunyuan.py", "film[:, :, DROPPED:]", "film[:, :, :-DROPPED]",
+        "test_families.py::test_decode_gives_the_pipelines_own_pixels[hunyuan_concat]",
     ),
     # block states: read, exchanged, merged
     "order of frames in the tokens of a region": Change(
@@ -308,8 +337,20 @@ CHANGES = {
         "test_films.py::test_films_are_square_short_groups_and_keep_their_colours",
     ),
     "the same noise for every puzzle of a sweep": Change(
-        "spec.py", '_treatment(spec), spec["noise_seed"] + spec.get("seed", 0)', '_treatment(spec), spec["noise_seed"]',
+        "conditions.py", ' treatment(spec), spec["noise_seed"] + spec.get("seed", 0)', ' treatment(spec), spec["noise_seed"]',
         "test_sweep.py::test_a_run_is_the_call_it_describes",
+    ),
+    "an ensemble of one seed": Change(
+        "conditions.py", "seeded(range(first, first + what.size))", "seeded([first] * what.size)",
+        "test_sweep.py::test_ensembles_are_the_calls_they_describe",
+    ),
+    "noise that is put in without the rounding of a full run": Change(
+        "inject.py", "return replaced[0].to(model.dtype), replaced[1]", "return replaced",
+        "test_inject.py::test_a_run_from_the_noise_on_equals_the_full_one[a14b-euler-bfloat16]",
+    ),
+    "estimates that a measure needs left out": Change(
+        "conditions.py", ' and "commitment" not in spec["measures"]', "",
+        "test_sweep.py::test_the_effort_counts_the_steps_that_are_computed",
     ),
     "a name that does not know the weights": Change(
         "spec.py", "{hashlib.file_digest(file, 'sha256').hexdigest()}", "",

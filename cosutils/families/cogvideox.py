@@ -38,7 +38,7 @@ class _Diffusion(Flow):
         return (1 - torch.cat([known[times], final[None].to(known)])).sqrt().float()
 
     def signal(self, sigma: Tensor) -> Tensor:
-        return (1 - sigma.double() ** 2).sqrt()
+        return (1 - sigma.double() ** 2).sqrt().float()
 
     def estimate(self, x: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
         return self.signal(sigma).to(x) * x - sigma.to(x) * v.float()
