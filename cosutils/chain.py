@@ -28,8 +28,8 @@ class Trace:
     """One recorded run of S steps on a puzzle with K possible answers.
 
     evidence: (S, K) share of each candidate in the last frame of x0hat, see `Sample.candidates`; scores: of x0hat,
-    taken as the answer at each step; settled: (S, 17), see `trace`; last: last frame of x0hat (S, 80, 80, 3); films: all of
-    x0hat in pixels (S, 17, 80, 80, 3), or None where they were not kept. Larger films are brought back to that size
+    taken as the answer at each step; settled: (S, 17), see `trace`; last: last frame of x0hat (S, 80, 80, 3); films: all
+    of x0hat in pixels (S, 17, 80, 80, 3), or None where they were not kept. Larger films are brought back to that size
     (`world.reduced`).
     """
 

@@ -244,8 +244,8 @@ def flow(
     """Trace `sample` plainly, then with noise (renoise) at each step of `noised` (`renoised`), and compare.
 
     layers: blocks whose output tokens are read, default the middle one. The clean estimate is read too: rows
-    are latent cells, columns channels. reduce: what is kept of the tokens; a large model's, whole and at all steps, fill
-    tens of GB, see `sketch`.
+    are latent cells, columns channels. reduce: what is kept of the tokens; a large model's, whole and at all
+    steps, fill tens of GB, see `sketch`.
     """
     layers = [len(pipe.transformer.blocks) // 2] if layers is None else list(layers)
     arguments = sample.inputs | settings(pipe) | call | dict(output_type="latent")
