@@ -39,7 +39,7 @@ from .families.base import Flow
 __all__ = ["Run", "Series", "record", "resume"]
 
 KEPT = ("x", "v", "x0")
-DECODED = 2**20  # latent values that are decoded at a time: one film of 81 frames and 480 x 480 pixels, or eight small ones
+DECODED = 2**20  # latent values decoded at a time: one film of 81 frames and 480 x 480 pixels, or eight small ones
 
 
 class Series(dict[int, Tensor]):
@@ -103,8 +103,8 @@ class Run:
         """Return the pixels of x0hat at `steps` (default: all): (S, B, T, H, W, 3), float32 in [0, 1].
 
         `frames` keeps only these pixel frames. `batch` videos (default: 8, of large ones fewer) are decoded at a
-        time by the VAE of the recorded pipeline, or of `pipe` where the run was loaded. Raises KeyError for a step, IndexError for a
-        frame and ValueError for a batch that does not exist.
+        time by the VAE of the recorded pipeline, or of `pipe` where the run was loaded. Raises KeyError for a step,
+        IndexError for a frame and ValueError for a batch that does not exist.
         """
         pipe = pipe or self.pipe
         if pipe is None:
@@ -253,7 +253,7 @@ def _estimates(run: Run, solver: Flow) -> Series:
 
 
 def _pixels(pipe: DiffusionPipeline, latents: Tensor, count: int, frames: Iterable[int] | None) -> Tensor:
-    """Decode latents (N, C, F, H, W) exactly as the pipeline does a call of `count` frames: (N, T, H, W, 3) in [0, 1]."""
+    """Decode latents (N, C, F, H, W) as the pipeline does a call of `count` frames: (N, T, H, W, 3) in [0, 1]."""
     latents = latents.to(get_module_execution_device(pipe.vae), pipe.vae.dtype)
     video = family_of(pipe).decode(pipe, latents, count)
     pixels = pipe.video_processor.postprocess_video(video, output_type="pt").permute(0, 1, 3, 4, 2)

@@ -393,7 +393,7 @@ def test_what_does_not_work_is_refused_in_one_sentence():
         recorded("ltx", num_frames=8)
     pipe = families.build("cogvideox_ddim")
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler is not a scheduler of CogVideoX"), record(pipe):
+    with pytest.raises(ValueError, match="FlowMatchEulerDisc.* is not a scheduler of CogVideoX"), record(pipe):
         pass
     pipe.scheduler = CogVideoXDDIMScheduler(prediction_type="epsilon")
     with pytest.raises(ValueError, match="use CogVideoXDDIMScheduler or .* with v_prediction"), record(pipe):

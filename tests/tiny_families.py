@@ -226,7 +226,7 @@ def build(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Diffu
 def call(
     kind: str, prompt: str | list[str] = "the red ball moves", steps: int = 4, seed: int | list[int] = 0, **changes
 ) -> dict:
-    """Keyword arguments of one short call: 9 frames, CFG on, latents returned. A list of prompts needs as many seeds."""
+    """Keyword arguments of one short call: 9 frames, CFG on, latents returned. Prompts in a list need as many seeds."""
     height, width = (32, 64) if kind.startswith("ltx") else (16, 32)
     one = image(height=height, width=width)
     many = isinstance(seed, list)
