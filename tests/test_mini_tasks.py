@@ -160,3 +160,34 @@ def test_films_of_another_size_are_refused():
         world.reduced(np.zeros((160, 160, 3)))
     with pytest.raises(ValueError, match="got pixels=80 and frames=5"):
         world.reduced(np.zeros((5, 80, 80, 3)))
+def turned(first, prompt):
+    """The rotation puzzle solved from picture and prompt alone: every cell about the dark one."""
+    times = int(prompt.split()[-2]) // 90
+    ((r, c),) = np.argwhere(first == world.TILE["wall"])
+    last = np.full_like(first, world.TILE["floor"])
+    for y, x in np.argwhere(first != world.TILE["floor"]):
+        a, b = y - r, x - c
+        for _ in range(times):
+            a, b = b, -a
+        last[r + a, c + b] = first[y, x]
+    return last
+
+
+def carried(first, prompt):
+    """The shelf puzzle solved from picture and prompt alone: the second place of the named board."""
+    wall = first == world.TILE["wall"]
+    mirrored = wall[:, 0].any()
+    first, wall = (first[:, ::-1], wall[:, ::-1]) if mirrored else (first, wall)
+    boards = [r for r in range(world.CELLS) if wall[r, -1]][::-1]
+    level = ["first", "second", "third", "fourth"].index(prompt.split()[-2])
+    begin = world.CELLS - wall[boards[-1]].sum()  # of the uppermost board: no post beside it
+    last = np.where(first == world.TILE["ball"], world.TILE["floor"], first)
+    last[boards[level] - 1, begin + 1] = world.TILE["ball"]
+    return last[:, ::-1] if mirrored else last
+
+
+@pytest.mark.parametrize("name, solve", [("rotation", turned), ("shelf", carried)])
+def test_picture_and_prompt_decide_the_answer(name, solve):
+    for seed in range(200):
+        puzzle = tasks.sample(name, seed)
+        assert np.array_equal(solve(puzzle.ids[0], puzzle.prompt), puzzle.ids[-1])

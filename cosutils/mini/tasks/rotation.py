@@ -1,4 +1,5 @@
-"""Object rotation (Fig. 2f): turn the shape clockwise by the named angle, one quarter turn after the other.
+"""Object rotation (Fig. 2f): turn the shape clockwise about its dark cell by the named angle, one quarter turn
+after the other.
 
 Difficulty: the number of cells of the polyomino. Twin: the prompt names another angle."""
 
@@ -41,6 +42,7 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
         for f, frame in enumerate(frames):
             turned = np.rot90(shape, -min(turns, f // 4))
             frame[r : r + BOX, c : c + BOX][turned == 1] = colour
+            frame[r + BOX // 2, c + BOX // 2] = TILE["wall"]  # the pivot: without it the answer would be ambiguous
         return frames
 
     pick = int((rng.integers(3) + int(twin) * rng.integers(1, 3)) % 3)

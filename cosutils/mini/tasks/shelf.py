@@ -1,5 +1,6 @@
 """Object movement (Fig. 2c): carry the disc to the shelf level that the prompt names, counted from below.
 
+It stops at the second place of the board.
 Difficulty: the number of levels. Twin: the prompt names another level."""
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LEVELS = ("first", "second", "third", "fourth")
 def build(rng: np.random.Generator, difficulty: int, twin: bool):
     boards = np.sort(rng.choice(np.arange(2, CELLS, 2), difficulty, replace=False))[::-1] - rng.integers(2)
     left = rng.integers(4, 7)
-    start, slot = (int(rng.integers(CELLS)), int(rng.integers(3))), int(rng.integers(left, 8))  # at most 16 moves
+    start, slot = (int(rng.integers(CELLS)), int(rng.integers(3))), int(left) + 1  # at most 16 moves
     scene = np.full((CELLS, CELLS), TILE["floor"], np.uint8)
     for board in boards:
         scene[board, left:] = TILE["wall"]
