@@ -52,6 +52,11 @@ class Finding:
     def section(self) -> str:
         return self.key.partition(".")[0]
 
+    @property
+    def ours(self) -> bool:
+        """Is it a control or reading of ours, not a claim of the paper?"""
+        return self.paper.startswith("none")
+
 
 def _record(folder: str | os.PathLike[str], section: str) -> pathlib.Path | None:
     """The record NN_section.json of a folder, or None; ValueError where there are several."""
@@ -156,7 +161,7 @@ def verdict_map(findings: Sequence[Finding]) -> Figure:
         ax.text(len(tasks) - 0.35, row, text, ha="left", va="center", fontsize=8)
     ax.imshow(codes, cmap=ListedColormap(_COLOURS), vmin=-0.5, vmax=2.5, aspect="auto")
     ax.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks], rotation=45, ha="left", fontsize=8)
-    ours = {f.key for f in findings if f.paper.startswith("none")}
+    ours = {f.key for f in findings if f.ours}
     names = [key.replace("_", " ").replace(".", ": ") + " (ours)" * (key in ours) for key in keys]
     ax.set_yticks(range(len(keys)), names, fontsize=8)
     ax.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)

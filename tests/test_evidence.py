@@ -45,6 +45,7 @@ def test_the_full_run_decides_and_the_default_run_where_there_is_none(folders):
     assert (full["n"], default["n"], span) == (200, 60, (0.25, 1.0))
     assert found[2].rows["late"] == (None, None, (0, 1))
     assert evidence.counts(found) == {"supported": 1, "undecided": 1, "not supported": 1, "not measured": 1}
+    assert [f.ours for f in found] == [False, False, True, False]
 
 
 def test_without_any_record_every_claim_is_not_measured(folders, tmp_path):
