@@ -163,8 +163,8 @@ def beside(numbers: Mapping[str, Mapping[str, Any]], stored: str | os.PathLike[s
     def text(number: Mapping[str, Any] | None) -> str:
         if number is None:
             return ""
-        span = "" if number["low"] is None else f" [{number['low']:.2f}, {number['high']:.2f}]"
-        return f"{number['value']:.2f}{span} N = {number['n']}"
+        span = "" if number["low"] is None else f" [{number['low']:z.2f}, {number['high']:z.2f}]"
+        return f"{number['value']:z.2f}{span} N = {number['n']}"
 
     width = max(map(len, numbers))
     head = [f"{'':{width}s}  {'here':32s} full run"] if full else []
