@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ._branches import BRANCHES, Grid, Seen, check_layers, check_steps, watch
-from ._scheduler import Hub
+from ._scheduler import Hub, experts
+from ._shards import Shard, shard_of
+from .families import only_wan
 from .metrics import energy
 
 __all__ = ["Capture", "Key", "capture", "projection", "raw", "region", "tokens"]
@@ -60,14 +63,17 @@ def tokens(indices: Iterable[int] | Tensor | Callable[[Grid], Tensor]) -> Reduct
     """
     fixed = None if callable(indices) else torch.as_tensor(list(indices), dtype=torch.long)
 
-    def reduce(states: Tensor, grid: Grid) -> Tensor:
+    def choose(grid: Grid, count: int) -> Tensor:
         chosen = indices(grid).nonzero()[:, 0] if fixed is None else fixed
-        count = states.shape[1]
         if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= count:
             given = chosen.tolist()[:8]
             raise ValueError(f"token indices must lie in 0..{count - 1} and not be empty, got {given}")
-        return states.index_select(1, chosen.to(states.device))
+        return chosen
 
+    def reduce(states: Tensor, grid: Grid) -> Tensor:
+        return states.index_select(1, choose(grid, states.shape[1]).to(states.device))
+
+    reduce.part = lambda states, grid, shard: shard.chosen(states, choose(grid, shard.count))
     return reduce
 
 
@@ -88,7 +94,21 @@ def projection(dim: int, seed: int = 0) -> Reduction:
             matrices[width] = (matrix / dim**0.5).to(states.device)
         return states.float() @ matrices[width]
 
+    reduce.part = lambda states, grid, shard: shard.whole(reduce(states, grid))
     return reduce
+
+
+def _joined(reduce: Reduction, states: Tensor, grid: Grid, shard: Shard | None) -> Tensor:
+    """What `reduce` makes of the whole state, in every process: norms, projections and chosen tokens travel alone.
+
+    Any other function gets the whole state. states: (B, n, D), or whole: without a shard, and at the input of block 0.
+    """
+    if shard is None or states.shape[1] == shard.count:
+        return reduce(states, grid)
+    if reduce is energy:
+        return shard.whole(energy(states)).unflatten(1, grid)
+    part = getattr(reduce, "part", None)
+    return reduce(shard.whole(states), grid) if part is None else part(states, grid, shard)
 
 
 class Capture(Mapping[Key, Tensor]):
@@ -102,6 +122,7 @@ class Capture(Mapping[Key, Tensor]):
         self.branch = branch
         self.reduce = reduce
         self._stores = 1 + inputs
+        self._shards: dict[str, Shard] = {}  # of the experts whose tokens are spread over processes
         self.grid: Grid | None = None
         self.inputs: dict[Key, Tensor] = {}
         self._outputs: dict[Key, Tensor] = {}
@@ -109,8 +130,13 @@ class Capture(Mapping[Key, Tensor]):
         self._reduced: list[tuple[dict[Key, Tensor], Key, Tensor]] = []  # waiting for the end of the step
 
     def _begin(self, hub: Hub) -> None:
-        """Forget what a call that failed within a step left behind."""
+        """Forget what a call that failed within a step left behind, and see where this one has its tokens."""
         self._whole, self._reduced = [], []
+        count = math.prod(n // p for n, p in zip(hub.size, hub.family.patch(hub.pipe), strict=True))
+        shards = {name: shard_of(model, count) for name, model in experts(hub.pipe).items()}
+        self._shards = {name: shard for name, shard in shards.items() if shard is not None}
+        if self._shards:
+            only_wan(hub.pipe, "capture of a run that several processes share")
 
     def _reduce(self) -> None:
         whole, self._whole = self._whole, []
@@ -119,8 +145,9 @@ class Capture(Mapping[Key, Tensor]):
             if key in self._outputs:
                 raise ValueError(f"{key} was captured before; open a new capture for every run")
             states = ((self._outputs, block_output), (self.inputs, block_input))
+            shard = self._shards.get(expert)
             for store, state in states[: self._stores]:
-                kept = self.reduce(state, self.grid)
+                kept = _joined(self.reduce, state, self.grid, shard)
                 kept = kept.to("cpu", non_blocking=True) if self.reduce is raw else kept
                 self._reduced.append((store, key, kept))
 
@@ -184,6 +211,8 @@ def capture(
     each step.
     branch: "cond" (the positive CFG pass, as in the paper) or "uncond". inputs: keep block inputs too, which
     `swap(mode="delta")` needs of a donor.
+    Where context parallelism spreads the tokens over several processes, each gets the same whole result; all of
+    them open the same contexts.
     Raises ValueError or TypeError for an unknown layer, step or branch, a feature cache, a whole-model
     compile, or a second run in the same context.
     """
@@ -195,7 +224,7 @@ def capture(
 
     def visit(seen: Seen) -> None:
         states._whole.append(seen)
-        if seen[-1].numel() > LARGE:
+        if seen[-1].numel() > LARGE or states._shards:  # unequal parts, one order of sending
             states._reduce()
 
     layers, steps = check_layers(pipe, layers), check_steps(steps)

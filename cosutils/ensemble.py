@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._branches import Seen, check_branches, check_layers, check_steps, watch
 from ._scheduler import Hub, Tap, tapped
+from ._shards import refuse_shards
 from .families import only_wan
 from .record import Run, Series, record, resume
 
@@ -110,6 +111,8 @@ def ensemble(
         if hub.arguments["num_videos_per_prompt"] != 1:
             raise ValueError("give K seeds as prompt=[p] * K and a list of generators, not num_videos_per_prompt")
         group = _check_groups(hub.arguments, size)
+        if mode == "pooled":  # a mean over all tokens; a merge position by position may see a part of them
+            refuse_shards(hub.pipe, "ensemble with mode='pooled'")
 
     def visit(seen: Seen) -> Tensor | None:
         return None if group == 1 else merge(seen[-1], group, mode)

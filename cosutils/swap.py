@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._branches import BRANCHES, Grid, Seen, check_branches, check_layers, check_steps, watch
+from ._shards import refuse_shards
 from .capture import Capture, raw
 from .families import only_wan
 
@@ -136,5 +137,5 @@ def swap(
         edited[rows] = fresh
         return edited
 
-    with watch(pipe, layers, steps, branches, visit, edits=True):
+    with watch(pipe, layers, steps, branches, visit, edits=True, begin=lambda hub: refuse_shards(hub.pipe, "swap")):
         yield
