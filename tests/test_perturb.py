@@ -38,7 +38,7 @@ def test_latent_frames_share_out_the_pixel_frames(pipe):
 
 def test_noise_in_a_latent_frame_changes_its_own_pixels_and_no_others(pipe, maze):
     latents = pipe.vae.encode_ids(torch.from_numpy(maze.ids[None]))
-    run = cos.Run(pipe=pipe)
+    run = cos.Run(pipe=pipe, info={"num_frames": len(maze.ids)})
     run.x0[0], run.x0[1] = latents, latents.clone()
     run.x0[1][:, :, 2] += 1
     before, after = run.decode()[:, 0].numpy()
