@@ -67,7 +67,9 @@ def _record(folder: str | os.PathLike[str], section: str) -> pathlib.Path | None
 
 
 def gather(
-    full: str | os.PathLike[str], default: str | os.PathLike[str], claims: str | os.PathLike[str] = CLAIMS
+    full: str | os.PathLike[str],
+    default: str | os.PathLike[str] | None = None,
+    claims: str | os.PathLike[str] = CLAIMS,
 ) -> list[Finding]:
     """Judge every claim on every task: by the record in folder `full` where it has the task, else by that in `default`.
 
@@ -78,7 +80,7 @@ def gather(
     judged: dict[tuple[str, str], dict[str, Any]] = {}
     for section in dict.fromkeys(key.partition(".")[0] for key in listed):
         for run, folder in (("full", full), ("default", default)):
-            if (path := _record(folder, section)) is not None:
+            if folder is not None and (path := _record(folder, section)) is not None:
                 for one in judge(path.stem, read_numbers(path), claims):
                     judged.setdefault((one.key, one.task), {})[run] = one
     findings = []

@@ -48,6 +48,13 @@ def test_the_full_run_decides_and_the_default_run_where_there_is_none(folders):
     assert [f.ours for f in found] == [False, False, True, False]
 
 
+def test_a_full_run_alone_leaves_the_rest_not_measured(folders):
+    found = evidence.gather(folders[0], claims=folders[2])
+    assert [(f.task, f.verdict, f.run) for f in found] == [
+        ("maze", "supported", "full"), ("", "not measured", ""), ("", "not measured", ""),
+    ]  # fmt: skip
+
+
 def test_without_any_record_every_claim_is_not_measured(folders, tmp_path):
     found = evidence.gather(tmp_path / "none", tmp_path / "nowhere", folders[2])
     assert [f.verdict for f in found] == ["not measured"] * 3
