@@ -9,6 +9,7 @@ The settings are the rows of `schedule.PRESETS`.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from numbers import Integral
@@ -29,6 +30,7 @@ __all__ = ["data_folder", "load", "seeded", "settings", "use_preset"]
 
 DATA = "COSUTILS_DATA"  # environment variable: the folder that holds cos-mini, default data/ of the checkout
 EMBEDDED = "cos-mini"
+SUMS = "SHA256SUMS"
 OFFLOADS = ("model", "group")
 
 
@@ -42,8 +44,9 @@ def load(
 ) -> WanImageToVideoPipeline:
     """Return the stock pipeline of `model` with `preset` attached.
 
-    model: "cos-mini" (or another cos-mini-... folder of data/), a folder in diffusers format, or a hub id.
-    preset: a name in `schedule.PRESETS`; default "mini" for the embedded model, else "hf_default".
+    model: "cos-mini" (or another cos-mini-... folder of data/), a folder in diffusers format, or a hub id. A folder
+    that `cosutils.mini.train` or `release` wrote is an embedded model too.
+    preset: a name in `schedule.PRESETS`; default "mini" for the embedded models, else "hf_default".
     dtype: of transformers and text encoder, default the preset's; VAE and image encoder stay in float32.
     device: where it runs. All but the embedded models encode each prompt once and remember it; in between the
     text encoder (11 GB) stays on the CPU, so that two 14B experts in bfloat16 (57 GB) fit an 80 GB card.
@@ -63,15 +66,17 @@ def load(
         raise ValueError(f"unknown offload {offload!r}: choose from None, {', '.join(map(repr, OFFLOADS))}")
     if offload and device.type == "cpu":
         raise ValueError(f"offload={offload!r} needs an accelerator to compute on: pass device='cuda' with it")
-    embedded = str(model).split("-")[:2] == EMBEDDED.split("-") and os.sep not in str(model)
+    named = str(model).split("-")[:2] == EMBEDDED.split("-") and os.sep not in str(model)
+    embedded = named or _has_our_codec(Path(model))
     chosen = schedule.preset(preset or ("mini" if embedded else "hf_default"))
     dtype = dtype or getattr(torch, chosen.dtype)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating torch.dtype such as torch.bfloat16, got {dtype!r}")
     dtypes = {"default": dtype, "vae": torch.float32, "image_encoder": torch.float32}
     if embedded:
-        folder = data_folder() / str(model)
-        _verify(folder)
+        folder = data_folder() / str(model) if named else Path(model)
+        if named or (folder / SUMS).is_file():
+            _verify(folder)
         from .mini.codec import PatchCodec
 
         with quiet():
@@ -139,11 +144,21 @@ def data_folder() -> Path:
     return Path(given) if given else Path(__file__).resolve().parent.parent / "data"
 
 
+def _has_our_codec(folder: Path) -> bool:
+    """Is it a pipeline folder that `cosutils.mini` wrote? Diffusers cannot load its codec by itself."""
+    index = folder / "model_index.json"
+    try:
+        vae = json.loads(index.read_text(encoding="utf-8"))["vae"] if index.is_file() else None
+    except (ValueError, KeyError):  # diffusers says what is wrong with it
+        return False
+    return isinstance(vae, list) and vae[0] == "cosutils.mini.codec"
+
+
 def _verify(folder: Path) -> None:
     """Compare every weight and configuration file below `folder` with its SHA256SUMS."""
-    sums = folder / "SHA256SUMS"
+    sums = folder / SUMS
     if not sums.is_file():
-        known = sorted(path.parent.name for path in folder.parent.glob(f"{EMBEDDED}*/SHA256SUMS"))
+        known = sorted(path.parent.name for path in folder.parent.glob(f"{EMBEDDED}*/{SUMS}"))
         raise FileNotFoundError(
             f"no {folder.name} in {folder.parent} (found: {', '.join(known) or 'none'}): use a full "
             f"checkout of the repository, or point {DATA} to its data folder"

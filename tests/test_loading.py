@@ -95,6 +95,22 @@ def test_missing_and_surplus_files_are_refused(embedded):
         load("cos-mini")
 
 
+def test_a_model_of_ones_own_training_is_loaded_from_its_folder(embedded, tmp_path):
+    own = embedded.rename(tmp_path / "own")
+    sample = tasks.maze.sample(seed=7)
+    pipe = load(own)
+    assert settings(pipe)["num_inference_steps"] == 20
+    film = pipe(**sample.inputs, **settings(pipe), generator=seeded(0), output_type="np").frames[0]
+    assert film.shape == sample.video.shape
+    (own / "vae" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="vae/config.json is truncated or altered"):
+        load(own)
+    (own / "SHA256SUMS").unlink()
+    (own / "model_index.json").write_text("{")
+    with pytest.raises(OSError, match="could not load"):
+        load(own)
+
+
 def test_a_missing_embedded_model_is_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("COSUTILS_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no cos-mini in .* \(found: none\).*COSUTILS_DATA"):
