@@ -9,6 +9,7 @@ a guarding test mostly less: forking keeps the sum of many short runs short.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ import traceback
 from pathlib import Path
 
 import diffusers
+import matplotlib.pyplot
 import pytest
 import scipy.ndimage
 import scipy.optimize
@@ -23,10 +25,12 @@ import scipy.stats
 import torch
 import transformers
 
+KINDS = ("Wan", "LTX", "CogVideoX", "HunyuanVideo")
 PRELOADED = (
-    *(getattr(diffusers, name) for name in ("WanImageToVideoPipeline", "AutoencoderKLWan", "UniPCMultistepScheduler")),
+    *(getattr(diffusers, f"{kind}ImageToVideoPipeline") for kind in KINDS),
+    *(getattr(diffusers, name) for name in ("AutoencoderKLWan", "UniPCMultistepScheduler")),
     *(getattr(transformers, name) for name in ("UMT5EncoderModel", "CLIPVisionModel", "PreTrainedTokenizerFast")),
-    scipy.ndimage, scipy.optimize, scipy.stats,
+    scipy.ndimage, scipy.optimize, scipy.stats, matplotlib.pyplot,
 )  # fmt: skip
 
 
@@ -80,6 +84,7 @@ def child(folder: str, tests: list[str]) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # what is there now is no child's to collect
     found = []
     for folder, tests in json.loads(sys.argv[1]):
         os.waitpid(child(folder, tests), 0)
