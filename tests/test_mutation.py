@@ -397,8 +397,8 @@ CHANGES = {
 
 
 def copy(folder: Path) -> Path:
-    """The package, its tests and what these import of the tools in a folder of their own."""
-    for name in ("cosutils", "tests", "tools"):
+    """The package and its tests in a folder of their own."""
+    for name in ("cosutils", "tests"):
         shutil.copytree(ROOT / name, folder / name)  # compiled files too: they belong to what is not altered
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)  # read only: weights, samples, claims

@@ -31,7 +31,6 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
-from kernels import forked
 from refresh_notebooks import stamp_figures, write
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -118,11 +117,8 @@ def run_explorer(folder: pathlib.Path) -> dict[str, Any]:
 def run_all(
     root: pathlib.Path, stage: pathlib.Path, chosen: dict[str, dict[str, Any]], workers: int, timeout: int
 ) -> list[dict[str, Any]]:
-    """Execute the chosen notebooks and compute the explorer, `workers` at a time, each in a process of its own.
-
-    The kernels are forked from one process that has imported the libraries, see `kernels`.
-    """
-    with forked(), ProcessPoolExecutor(max_workers=max(1, min(workers, len(chosen) + 1))) as pool:
+    """Execute the chosen notebooks and compute the explorer, `workers` at a time, each in a process of its own."""
+    with ProcessPoolExecutor(max_workers=max(1, min(workers, len(chosen) + 1))) as pool:
         folders = root / "notebooks", stage / "notebooks"
         jobs = [
             pool.submit(run_notebook, *(folder / f"{name}.ipynb" for folder in folders), values, timeout)
