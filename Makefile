@@ -14,9 +14,10 @@ test: .venv/.installed
 book: .venv/.installed
 	$(BIN)/python tools/build_book.py --preset $(PRESET)
 
-# run the preset of N >= 200 puzzles per condition and store its numbers (about two hours of CPU)
+# run the presets of N >= 200 puzzles per condition, on both models, and store their numbers (about three hours of CPU)
 full: .venv/.installed
 	$(BIN)/python tools/full_results.py
+	$(BIN)/python tools/full_results.py --preset shallow
 
 # write the notebooks' stored outputs again, default parameters (after new weights: the tool's --store)
 refresh: .venv/.installed

@@ -27,6 +27,11 @@ def test_the_student_table_is_that_of_the_stored_scores():
     assert side_by_side({"teacher": (teacher, (1, 4, 20)), "student": (student, (4,))}) in shown("student")
 
 
+def test_the_depth_table_is_that_of_the_stored_scores():
+    deep, shallow = (scores(name)["numbers"] for name in ("cos-mini", "cos-mini-shallow"))
+    assert side_by_side({"ten blocks": (deep, (1, 20)), "three blocks": (shallow, (1, 4, 20))}) in shown("depth")
+
+
 def test_every_file_the_readme_points_at_exists():
     text = (ROOT / "README.md").read_text()
     for path in re.findall(r"`((?:notebooks|data|cosutils|tests|benchmarks)/[\w./-]+)`", text):
