@@ -19,7 +19,7 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 # {notebook: other and small parameters}: every notebook has its row
 TINY = {
     "00_setup": dict(tasks=["shelf", "maze"], puzzles=2, steps=2, first_seed=5),
-    "01_chain_of_steps": dict(tasks=["find_shape"], puzzles=2, steps=3, first_seed=5),
+    "01_chain_of_steps": dict(tasks=["tictactoe"], puzzles=2, steps=3, first_seed=5),
     "02_noise": dict(
         tasks=["find_shape"], puzzles=2, steps=3, noised=[0, 2], frames=[1], cell_puzzles=2, cell_steps=[1], example_step=1
     ),
