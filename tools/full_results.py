@@ -60,10 +60,10 @@ def main() -> int:
         ]
         for job in as_completed(jobs):
             record = job.result()
-            print(f"{record['notebook']}: {record['status']} in {record['seconds']} s", flush=True)
-            if record["status"] == "ok":
+            if record["status"] == "ok":  # first of all: hours of work
                 store(stage / "runs", target, record, command)
-            else:
+            print(f"{record['notebook']}: {record['status']} in {record['seconds']} s", flush=True)
+            if record["status"] != "ok":
                 failed += 1
                 print(record["error"], file=sys.stderr)
     return int(failed > 0)
