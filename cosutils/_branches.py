@@ -76,6 +76,11 @@ def _compiled(family: Family, models: dict[str, nn.Module]) -> bool:
     return any(hasattr(block, "_orig_mod") or block._compiled_call_impl is not None for block in blocks)
 
 
+def _part(batch: Tensor, place: int, count: int) -> Tensor:
+    """Of a batch that holds `count` branches in equal parts, the part number `place`."""
+    return batch if count == 1 else batch.chunk(count)[place]  # between blocks the code of any operation is cold
+
+
 def _unguarded(hook: Callable) -> Callable:
     return hook
 
@@ -166,12 +171,12 @@ def watch(
             held = tap.passes[tap.forwards - 1]
             given = arguments[0] if arguments else named["hidden_states"]
             output = output[0] if isinstance(output, tuple) else output  # text tokens go their own way
-            edited, share = None, len(output) // len(held)
+            edited = None
             for place, branch in enumerate(held):
                 if branch in branches:
                     tap.reached.add(step)
-                    rows = slice(place * share, (place + 1) * share)
-                    edited = visit((name, step, layer, tap.grid, given[rows], output[rows]))
+                    states = _part(given, place, len(held)), _part(output, place, len(held))
+                    edited = visit((name, step, layer, tap.grid, *states))
             return edited
 
         return guard(hook)
