@@ -99,31 +99,64 @@ def test_the_explorers_sliders_follow_the_keyboard_and_change_the_picture(opened
     seen[state.inner_text()] = picture(tab)
     assert len(seen) == 4 and len(set(seen.values())) == 4
     assert state.get_attribute("aria-live") == "polite"
-    for name in ("task", "run", "step", "frame"):
+    for name in ("model", "task", "run", "step", "frame"):
         assert tab.evaluate(f"document.getElementById('explorer-{name}').labels.length") == 1
     order = []
-    tab.focus("#explorer-task")
-    for _ in range(5):
+    tab.focus("#explorer-model")
+    for _ in range(6):
         order.append(tab.evaluate("document.activeElement.id").removeprefix("explorer-"))
         tab.keyboard.press("Tab")
-    assert order == ["task", "run", "play", "step", "frame"]
+    assert order == ["model", "task", "run", "play", "step", "frame"]
 
 
-def test_the_explorer_shows_every_run_of_every_task(opened):
+def shown(tab) -> bytes:
+    """The picture, once it is that of the run that is chosen."""
+    tab.wait_for_function(
+        "(document.getElementById('explorer-picture').dataset.tile || '').startsWith("
+        "document.getElementById('explorer-all').src.split('/').pop() + ' ')")
+    return picture(tab)
+
+
+def test_the_explorer_shows_every_run_of_every_task_and_model(opened):
     tab = opened(EXPLORER)
-    seen = set()
-    for task in tab.locator("#explorer-task option").all():
-        tab.select_option("#explorer-task", task.get_attribute("value"))
-        for index in range(tab.locator("#explorer-run option").count()):
-            tab.select_option("#explorer-run", index=index)
-            tab.wait_for_function("document.getElementById('explorer-all').naturalWidth > 0")
-            tab.wait_for_function(
-                "document.getElementById('explorer-picture').dataset.tile.startsWith("
-                "document.getElementById('explorer-all').src.split('/').pop())")
-            curves = tab.locator("#explorer-curve path").count()
-            assert curves == tab.locator("#explorer-legend tbody tr").count() >= 2
-            seen.add(picture(tab))
-    assert tab.locator("#explorer-task option").count() == 10 and len(seen) >= 35
+    seen, runs = set(), 0
+    for model in range(tab.locator("#explorer-model option").count()):
+        tab.select_option("#explorer-model", index=model)
+        for task in tab.locator("#explorer-task option").all():
+            tab.select_option("#explorer-task", task.get_attribute("value"))
+            for index in range(tab.locator("#explorer-run option").count()):
+                tab.select_option("#explorer-run", index=index)
+                seen.add(shown(tab))
+                curves = tab.locator("#explorer-curve path").count()
+                assert curves == tab.locator("#explorer-legend tbody tr").count() >= 2
+                runs += 1
+    assert runs == 80 and len(seen) >= 70
+
+
+def test_another_model_is_shown_at_the_same_task_puzzle_step_and_frame(opened):
+    tab = opened(EXPLORER)
+    models = tab.locator("#explorer-model option").all_inner_texts()
+    assert models == ["ten blocks (cos-mini)", "three blocks (cos-mini-shallow)"]
+    tab.select_option("#explorer-task", "two_routes")
+    tab.select_option("#explorer-run", index=3)
+    tab.fill("#explorer-step", "2")
+    tab.fill("#explorer-frame", "9")
+
+    def place():
+        values = {name: tab.input_value(f"#explorer-{name}") for name in ("task", "step", "frame")}
+        return values | {"puzzle": tab.evaluate("document.getElementById('explorer-run').selectedIndex")}
+
+    before, prompt, ten = place(), tab.inner_text("#explorer-prompt"), shown(tab)
+    tab.focus("#explorer-model")
+    tab.keyboard.press("ArrowDown")
+    assert tab.input_value("#explorer-model") == "cos-mini-shallow"
+    assert shown(tab) != ten and place() == before == {"task": "two_routes", "step": "2", "frame": "9", "puzzle": 3}
+    assert tab.inner_text("#explorer-prompt") == prompt
+    tab.select_option("#explorer-task", "maze")
+    assert tab.input_value("#explorer-model") == "cos-mini-shallow"
+    tab.select_option("#explorer-task", "two_routes")
+    tab.select_option("#explorer-model", "cos-mini")
+    assert shown(tab) == ten and place() == before
 
 
 def test_the_explorer_plays_stops_and_follows_a_click_on_the_sheet(opened):

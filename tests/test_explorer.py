@@ -36,16 +36,28 @@ def test_rows_of_the_sheet_are_steps_and_columns_are_frames(explorer):
 
 def test_pictures_and_data_belong_together(explorer, tmp_path):
     explorer.make(tmp_path, names=["maze"], seeds=range(2, 3))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.js", "maze-2.jpg"]
+    pictures = [f"{model}-maze-2.jpg" for model in explorer.MODELS]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*sorted(pictures), "data.js"]
     text = (tmp_path / "data.js").read_text()
     data = json.loads(text.removeprefix("window.cosExplorer = ").removesuffix(";\n"))
-    (run,) = data["tasks"][0]["runs"]
-    pipe = cos.load("cos-mini")
-    trace = chain.trace(pipe, cos.tasks.maze.sample(2), 2, keep_films=True)
-    steps = len(trace.sigmas)
-    assert [len(run[key]) for key in ("evidence", "sigmas", "scores", "solved")] == [steps] * 4
-    assert set(run["answers"]) <= set(run["names"]) and len(run["evidence"][0]) == len(run["names"])
-    with Image.open(tmp_path / "maze-2.jpg") as picture:
-        assert picture.size == (data["frames"] * data["width"], steps * data["height"])
-        tile = np.asarray(picture.crop((16 * 80, 7 * 80, 17 * 80, 8 * 80)), float) / 255
-    assert np.abs(tile - np.clip(trace.films[7, 16], 0, 1)).mean() < 0.02
+    assert {model["name"]: model["title"] for model in data["models"]} == explorer.MODELS
+    for model in data["models"]:
+        (run,) = model["tasks"][0]["runs"]
+        trace = chain.trace(cos.load(model["name"]), cos.tasks.maze.sample(2), 2, keep_films=True)
+        steps = len(trace.sigmas)
+        assert [len(run[key]) for key in ("evidence", "sigmas", "scores", "solved")] == [steps] * 4
+        assert set(run["answers"]) <= set(run["names"]) and np.allclose(run["evidence"], trace.evidence, atol=1e-3)
+        with Image.open(tmp_path / run["sheet"]) as picture:
+            assert picture.size == (data["frames"] * data["width"], steps * data["height"])
+            tile = np.asarray(picture.crop((16 * 80, 7 * 80, 17 * 80, 8 * 80)), float) / 255
+        assert np.abs(tile - np.clip(trace.films[7, 16], 0, 1)).mean() < 0.02
+
+
+def test_the_titles_count_the_blocks(explorer):
+    blocks = {name: len(cos.load(name).transformer.blocks) for name in explorer.MODELS}
+    assert {blocks[name]: title for name, title in explorer.MODELS.items()} == {10: "ten blocks", 3: "three blocks"}
+
+
+def test_a_model_that_is_not_there_ends_the_build(explorer, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no cos-mini-none"):
+        explorer.make(tmp_path, models={"cos-mini-none": "no blocks"}, names=["maze"], seeds=range(1))

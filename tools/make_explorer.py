@@ -2,9 +2,9 @@
 
     python tools/make_explorer.py _build/stage/book/_static/explorer
 
-The folder gets one picture per run (`<task>-<seed>.jpg`: rows are denoising steps, columns are frames, one tile of 80 x 80 px
-each; the 8 x 8 blocks of a JPEG are the cells of the world) and `data.js`, which the page's script reads without a
-server. `tools/build_book.py` calls it.
+The folder gets one picture per run (`<model>-<task>-<seed>.jpg`: rows are denoising steps, columns are frames, one
+tile of 80 x 80 px each; the 8 x 8 blocks of a JPEG are the cells of the world) and `data.js`, which the page's script
+reads without a server. Every model gets the same puzzles and the same noise. `tools/build_book.py` calls it.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from PIL import Image
 import cosutils as cos
 from cosutils import chain
 
+MODELS = {"cos-mini": "ten blocks", "cos-mini-shallow": "three blocks"}
 SEEDS = range(4)
 
 
@@ -46,23 +47,34 @@ def facts(trace: chain.Trace, picture: str) -> dict:
     }
 
 
-def make(folder: pathlib.Path, model: str = "cos-mini", names: Sequence[str] = cos.tasks.NAMES, seeds: range = SEEDS) -> float:
-    """Fill `folder` with the runs of the first held-out puzzles of every task; returns the seconds it took."""
+def make(
+    folder: pathlib.Path,
+    models: Mapping[str, str] = MODELS,
+    names: Sequence[str] = cos.tasks.NAMES,
+    seeds: range = SEEDS,
+) -> float:
+    """Fill `folder` with the runs of the first held-out puzzles of every task; returns the seconds it took.
+
+    models: name as for `cos.load`, and what the reader is told of it.
+    """
     start = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    pipe = cos.load(model)
-    pipe.set_progress_bar_config(disable=True)
-    tasks, tile = [], None
-    for task in names:
-        runs = []
-        for seed in seeds:
-            trace = chain.trace(pipe, cos.tasks.sample(task, seed), seed, keep_films=True)
-            name = f"{task}-{seed}.jpg"
-            sheet(trace.films).save(folder / name, quality=80, subsampling=0, optimize=True)
-            runs.append(facts(trace, name))
-            tile = trace.films.shape[1:4]
-        tasks.append({"name": task, "runs": runs})
-    data = {"model": model, "frames": tile[0], "height": tile[1], "width": tile[2], "tasks": tasks}
+    shown, tile = [], None
+    for model, title in models.items():
+        pipe = cos.load(model)
+        pipe.set_progress_bar_config(disable=True)
+        tasks = []
+        for task in names:
+            runs = []
+            for seed in seeds:
+                trace = chain.trace(pipe, cos.tasks.sample(task, seed), seed, keep_films=True)
+                picture = f"{model}-{task}-{seed}.jpg"
+                sheet(trace.films).save(folder / picture, quality=80, subsampling=0, optimize=True)
+                runs.append(facts(trace, picture))
+                tile = trace.films.shape[1:4]
+            tasks.append({"name": task, "runs": runs})
+        shown.append({"name": model, "title": title, "tasks": tasks})
+    data = {"frames": tile[0], "height": tile[1], "width": tile[2], "models": shown}
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     (folder / "data.js").write_text(f"window.cosExplorer = {text};\n", encoding="utf-8")
     return time.perf_counter() - start
@@ -71,9 +83,8 @@ def make(folder: pathlib.Path, model: str = "cos-mini", names: Sequence[str] = c
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--model", default="cos-mini")
-    arguments = parser.parse_args()
-    print(f"{arguments.folder}: {make(arguments.folder, arguments.model):.1f} s")
+    folder = parser.parse_args().folder
+    print(f"{folder}: {make(folder):.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-// The explorer page: a task, a puzzle, a step and a frame choose one tile of a picture; the candidate curve stands
-// beside it. Plain script, no library; the data come from explorer/data.js (tools/make_explorer.py).
+// The explorer page: a model, a task, a puzzle, a step and a frame choose one tile of a picture; the candidate curve
+// stands beside it. Plain script, no library; the data come from explorer/data.js (tools/make_explorer.py).
 "use strict";
 
 (() => {
   const data = window.cosExplorer;
   if (!data) return;
   const part = (name) => document.getElementById(`explorer-${name}`);
-  const task = part("task"), puzzle = part("run"), step = part("step"), frame = part("frame"), play = part("play");
+  const model = part("model"), task = part("task"), puzzle = part("run"), play = part("play");
+  const step = part("step"), frame = part("frame");
   const picture = part("picture"), curve = part("curve"), rows = part("legend").tBodies[0], all = part("all");
   const base = new URL("explorer/", document.currentScript.src);
   const box = { left: 34, top: 10, width: 276, height: 190 };
@@ -22,6 +23,7 @@
   const x = (s) => box.left + (box.width * s) / Math.max(1, run.sigmas.length - 1);
   const y = (share) => box.top + box.height * (1 - share);
   const right = (name) => run.answers.includes(name);
+  const puzzles = () => data.models[model.selectedIndex].tasks[task.selectedIndex].runs;
   const style = (k) => `stroke: var(--explorer-${k % 8}); stroke-dasharray: ${dashes[Math.floor(k / 8) % 3] || "none"}`;
   const path = (k) => run.evidence.map((shares, s) => `${s ? "L" : "M"}${x(s).toFixed(1)} ${y(shares[k]).toFixed(1)}`);
 
@@ -62,7 +64,7 @@
     part("state").textContent = `Step ${s}, frame ${f}, noise level ${noise}. ` +
       `Leading answer: ${name} (${right(name) ? "right" : "wrong"}), share ${share}. ` +
       `As a final film it would score ${run.scores[s].toFixed(2)}${run.solved[s] ? ", solved." : ", not solved."}`;
-    picture.setAttribute("aria-label", `${task.value}, clean estimate at step ${s}, frame ${f}`);
+    picture.setAttribute("aria-label", `${task.value}, ${model.value}: clean estimate at step ${s}, frame ${f}`);
     const now = document.getElementById("explorer-now");
     now.setAttribute("x1", x(s));
     now.setAttribute("x2", x(s));
@@ -78,20 +80,21 @@
   }
 
   function chooseRun() {
-    run = data.tasks[task.selectedIndex].runs[puzzle.selectedIndex];
+    run = puzzles()[puzzle.selectedIndex];
     step.max = run.sigmas.length - 1;
     part("prompt").textContent = run.prompt;
     curve.setAttribute("aria-label", `Share of each of ${run.names.length} possible answers over the denoising steps; ` +
       `the right one: ${run.answers.join(" or ")}. The values at the chosen step stand in the table.`);
-    all.alt = `All clean estimates of ${task.value}, puzzle ${run.seed}: rows are steps, columns are frames`;
+    all.alt = `All clean estimates of ${model.value} on ${task.value}, puzzle ${run.seed}: ` +
+      "rows are steps, columns are frames";
     all.src = new URL(run.sheet, base);
     drawCurves();
     show();
   }
 
-  function chooseTask() {
+  function listPuzzles() {
     const chosen = Math.max(0, puzzle.selectedIndex);
-    puzzle.replaceChildren(...data.tasks[task.selectedIndex].runs.map((r) => new Option(
+    puzzle.replaceChildren(...puzzles().map((r) => new Option(
       `seed ${r.seed}, ${r.solved[r.solved.length - 1] ? "solved" : "not solved"}`)));
     puzzle.selectedIndex = Math.min(chosen, puzzle.options.length - 1);
     chooseRun();
@@ -111,11 +114,12 @@
     show();
   }
 
-  task.append(...data.tasks.map((t) => new Option(t.name.replace(/_/g, " "), t.name)));
+  model.append(...data.models.map((m) => new Option(`${m.title} (${m.name})`, m.name)));
+  task.append(...data.models[0].tasks.map((t) => new Option(t.name.replace(/_/g, " "), t.name)));
   picture.width = data.width;
   picture.height = data.height;
   frame.max = data.frames - 1;
-  task.addEventListener("change", chooseTask);
+  for (const choice of [model, task]) choice.addEventListener("change", listPuzzles);
   puzzle.addEventListener("change", chooseRun);
   all.addEventListener("load", show);
   for (const slider of [step, frame]) slider.addEventListener("input", () => { setPlaying(false); show(); });
@@ -134,5 +138,5 @@
   frame.value = frame.max;
   part("missing").hidden = true;
   part("body").hidden = false;
-  chooseTask();
+  listPuzzles();
 })();
