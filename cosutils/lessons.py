@@ -94,6 +94,12 @@ LESSONS = (
         "exploration_lost", "Candidates at step 0, teacher minus student",
     ),
     Lesson(
+        "frames_and_distillation.depth", "Steps against depth",
+        "A model of three blocks gains more by its steps than one of ten: steps stand in for depth.",
+        "A model of three blocks gains no more by its steps than one of ten, or hardly more.",
+        "gain_gap", "Gain of three blocks minus gain of ten, in share solved",
+    ),
+    Lesson(
         "ensemble.gain", "Ensemble", "Merging three seeds raises the score.",
         "Merging three seeds raises the score hardly or not at all.",
         "merge_gain", "Gain in score",
