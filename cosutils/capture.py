@@ -140,16 +140,21 @@ class Capture(Mapping[Key, Tensor]):
 
     def _reduce(self) -> None:
         whole, self._whole = self._whole, []
+        seen: list[tuple[dict[Key, Tensor], Key, Tensor]] = []
         for expert, step, layer, self.grid, block_input, block_output in whole:
             key = (expert, step, layer)
             if key in self._outputs:
                 raise ValueError(f"{key} was captured before; open a new capture for every run")
-            states = ((self._outputs, block_output), (self.inputs, block_input))
-            shard = self._shards.get(expert)
-            for store, state in states[: self._stores]:
-                kept = _joined(self.reduce, state, self.grid, shard)
-                kept = kept.to("cpu", non_blocking=True) if self.reduce is raw else kept
-                self._reduced.append((store, key, kept))
+            seen += ((self._outputs, key, block_output), (self.inputs, key, block_input))[: self._stores]
+        states = [state for _, _, state in seen]
+        small = len(states) > 1 and states[0].numel() <= LARGE
+        if small and self.reduce is energy and not self._shards:  # copying them costs less than calling it for each
+            kept = energy(torch.stack(states), self.grid).unbind()
+        else:
+            kept = [_joined(self.reduce, x, self.grid, self._shards.get(key[0])) for _, key, x in seen]
+        if self.reduce is raw:
+            kept = [state.to("cpu", non_blocking=True) for state in kept]
+        self._reduced += ((store, key, state) for (store, key, _), state in zip(seen, kept, strict=True))
 
     def _flush(self) -> None:
         """Reduce what is left of the step that just ended and bring it to the host in one copy."""
