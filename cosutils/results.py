@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .loading import data_folder
+from .loading import SUMS, data_folder
 from .metrics import bootstrap_interval
 
 __all__ = ["beside", "check_numbers", "compare", "measure", "read_numbers", "record_numbers", "weights_digest"]
@@ -29,7 +29,7 @@ def _versions() -> dict[str, str]:
 
 def weights_digest(model: object) -> str | None:
     """What tells one set of shipped weights from another: digest of the SHA256SUMS of an embedded model, else None."""
-    sums = data_folder() / model / "SHA256SUMS" if isinstance(model, str) and model else None
+    sums = data_folder() / model / SUMS if isinstance(model, str) and model else None
     return hashlib.sha256(sums.read_bytes()).hexdigest()[:16] if sums is not None and sums.is_file() else None
 
 

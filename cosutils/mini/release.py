@@ -20,6 +20,7 @@ import seaborn as sns
 import torch
 from diffusers import WanImageToVideoPipeline
 
+from ..loading import SUMS
 from . import tasks, world
 from .codec import PatchCodec
 from .evaluate import VALIDATION
@@ -107,7 +108,7 @@ def release(run: Path, folder: Path) -> None:
     (part / "README.md").write_text(CARD.format(**facts, **codec_error(codec)))
     files = sorted(p for p in part.rglob("*") if p.suffix in (".json", ".safetensors"))
     sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(part).as_posix()}\n" for p in files]
-    (part / "SHA256SUMS").write_text("".join(sums))
+    (part / SUMS).write_text("".join(sums))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
