@@ -76,11 +76,6 @@ def _compiled(family: Family, models: dict[str, nn.Module]) -> bool:
     return any(hasattr(block, "_orig_mod") or block._compiled_call_impl is not None for block in blocks)
 
 
-def _part(batch: Tensor, place: int, count: int) -> Tensor:
-    """Of a batch that holds `count` branches in equal parts, the part number `place`."""
-    return batch if count == 1 else batch.chunk(count)[place]  # between blocks the code of any operation is cold
-
-
 def _unguarded(hook: Callable) -> Callable:
     return hook
 
@@ -89,7 +84,8 @@ class _Watch(Tap):
     """Checks steps and branch against each call as it starts, follows the step, and passes on its end.
 
     at: the absolute step the model is working on. passes: for each forward of a step the branches in its batch;
-    forwards: how many of them have begun. grid: of the tokens. reached: the steps at which a chosen block was.
+    forwards: how many of them have begun; chosen: (place in its batch, branches in it) for the branches to visit in the
+    last that began. grid: of the tokens. reached: the steps with a chosen branch so far.
     """
 
     hooks = True
@@ -106,6 +102,7 @@ class _Watch(Tap):
         self.begin, self.step_end = begin, step_end
         self.at = self.forwards = 0
         self.passes: tuple[tuple[str, ...], ...] = ()
+        self.chosen: tuple[tuple[int, int], ...] = ()
         self.grid: Grid = (0, 0, 0)
         self.reached: set[int] = set()
 
@@ -124,8 +121,21 @@ class _Watch(Tap):
         if self.begin is not None:
             self.begin(hub)
 
-    def step(self, hub: Hub, step: int, x: Tensor | None, v: Tensor, x0: Tensor | None) -> None:
-        self.at, self.forwards = step + 1, 0
+    def forward(self, hub: Hub) -> None:
+        """A forward of a transformer begins, in a call of the pipeline or outside one."""
+        self.forwards += 1
+        self.chosen = ()
+        if hub.arguments is None or (self.steps is not None and self.at not in self.steps):
+            return
+        if self.forwards > len(self.passes):
+            raise RuntimeError(f"the transformer ran more often than the pipeline does in one step ({self.at})")
+        held = self.passes[self.forwards - 1]
+        self.chosen = tuple((place, len(held)) for place, branch in enumerate(held) if branch in self.branches)
+        if self.chosen:
+            self.reached.add(self.at)
+
+    def step(self, hub: Hub, step: int, x: Tensor | None, v: Tensor | None, x0: Tensor | None) -> None:
+        self.at, self.forwards, self.chosen = step + 1, 0, ()
         if self.step_end is not None:
             self.step_end()
 
@@ -158,25 +168,18 @@ def watch(
     guard = torch.compiler.disable if compiled else _unguarded
     tap = _Watch(steps, branches, compiled, begin, step_end)
 
-    def count(module: nn.Module, arguments: tuple) -> None:
-        tap.forwards += 1
+    def begins(module: nn.Module, arguments: tuple) -> None:
+        tap.forward(hub)
 
     def block_hook(name: str, layer: int) -> Callable:
         def hook(module: nn.Module, arguments: tuple, named: dict[str, Any], output: Any) -> Tensor | None:
-            step = tap.at
-            if hub.arguments is None or (steps is not None and step not in steps):
-                return None
-            if tap.forwards > len(tap.passes):
-                raise RuntimeError(f"the transformer ran more often than the pipeline does in one step ({step})")
-            held = tap.passes[tap.forwards - 1]
-            given = arguments[0] if arguments else named["hidden_states"]
-            output = output[0] if isinstance(output, tuple) else output  # text tokens go their own way
             edited = None
-            for place, branch in enumerate(held):
-                if branch in branches:
-                    tap.reached.add(step)
-                    states = _part(given, place, len(held)), _part(output, place, len(held))
-                    edited = visit((name, step, layer, tap.grid, *states))
+            for place, count in tap.chosen:
+                given = arguments[0] if arguments else named["hidden_states"]
+                states = output[0] if isinstance(output, tuple) else output  # text tokens go their own way
+                if count > 1:
+                    given, states = given.chunk(count)[place], states.chunk(count)[place]
+                edited = visit((name, tap.at, layer, tap.grid, given, states))
             return edited
 
         return guard(hook)
@@ -184,7 +187,7 @@ def watch(
     with ExitStack() as stack:
         hub = stack.enter_context(tapped(pipe, tap))
         for name, model in models.items():
-            stack.callback(model.register_forward_pre_hook(count).remove)
+            stack.callback(model.register_forward_pre_hook(begins).remove)
             blocks = family.layers(model)
             for layer in layers:
                 hook = block_hook(name, layer)

@@ -30,7 +30,7 @@ class Tap:
     """What one open context does during a pipeline call; subclasses override what they need.
 
     `hooks` says that the tap hooks the transformers, which a whole-model `torch.compile` would hide; such a tap
-    looks at blocks, not at estimates: where all taps do, `step` gets None for x and x0.
+    looks at blocks, not at states: where all taps do, `step` gets None for x, v and x0.
     """
 
     hooks = False
@@ -41,7 +41,7 @@ class Tap:
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
         """Return what replaces x_s (B, C, F, H, W) before the model sees it, and its name; or None."""
 
-    def step(self, hub: Hub, step: int, x: Tensor | None, v: Tensor, x0: Tensor | None) -> None:
+    def step(self, hub: Hub, step: int, x: Tensor | None, v: Tensor | None, x0: Tensor | None) -> None:
         """Step `step` was taken: x_s and x0hat in float32 as the model sees them, v as it returned it."""
 
     def finish(self, hub: Hub, latents: Tensor) -> None:
@@ -126,13 +126,17 @@ class Hub:
             self.family.solver.forget(scheduler)
         return replaced
 
+    @property
+    def looks_at_blocks(self) -> bool:
+        """Whether every tap does, so that none needs states of the scheduler or edits them."""
+        return all(tap.hooks for tap in self.taps)
+
     def took(self, step: int, x: Tensor, v: Tensor) -> None:
         """Tell the taps about a finished step from x with the velocity v, both as the solver was given them."""
-        v = self.family.velocity(self, v)
-        if all(tap.hooks for tap in self.taps):
-            x = None
+        if self.looks_at_blocks:
+            x = v = None
         else:
-            x = self.family.whole(self, x).float()
+            x, v = self.family.whole(self, x).float(), self.family.velocity(self, v)
             self.x0 = self.family.seen(self, self.family.solver.estimate(x, v, self.sigmas[step]))
             x = self.family.seen(self, x)
         for tap in self.taps:
@@ -166,7 +170,7 @@ class _TappedScheduler:
         hub.took(step, solver.state(self, args), model_output)
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
         hub.latents = latents
-        if step + 1 == hub.steps:
+        if step + 1 == hub.steps or hub.looks_at_blocks:
             return result
         x = hub.family.whole(hub, latents)
         replaced = hub.edited(self, step + 1, x)

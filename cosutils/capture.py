@@ -20,7 +20,6 @@ __all__ = ["Capture", "Key", "capture", "projection", "raw", "region", "tokens"]
 
 Key = tuple[str, int, int]
 Reduction = Callable[[Tensor, Grid], Tensor]
-LARGE = 2**20  # states of more numbers are reduced block by block, smaller ones when the step ends
 
 
 def raw(states: Tensor, grid: Grid) -> Tensor:
@@ -103,10 +102,11 @@ def _joined(reduce: Reduction, states: Tensor, grid: Grid, shard: Shard | None) 
 
     Any other function gets the whole state. states: (B, n, D), or whole: without a shard, and at the input of block 0.
     """
+    if reduce is energy:  # `Capture._settle` lays the grid over them, not here between two blocks
+        norms = energy(states)
+        return norms if shard is None or norms.shape[1] == shard.count else shard.whole(norms)
     if shard is None or states.shape[1] == shard.count:
         return reduce(states, grid)
-    if reduce is energy:
-        return shard.whole(energy(states)).unflatten(1, grid)
     part = getattr(reduce, "part", None)
     return reduce(shard.whole(states), grid) if part is None else part(states, grid, shard)
 
@@ -114,8 +114,7 @@ def _joined(reduce: Reduction, states: Tensor, grid: Grid, shard: Shard | None) 
 class Capture(Mapping[Key, Tensor]):
     """Captured states on the host, read as a mapping from (expert, step, layer).
 
-    Attributes: branch, reduce, grid (f, h, w) of the tokens, `inputs` (the same keys; block inputs, if they
-    were asked for). Complete steps are readable while the run goes on.
+    Attributes: branch, reduce, grid (f, h, w) of the tokens. Complete steps are readable while the run goes on.
     """
 
     def __init__(self, branch: str, reduce: Reduction, inputs: bool) -> None:
@@ -124,52 +123,57 @@ class Capture(Mapping[Key, Tensor]):
         self._stores = 1 + inputs
         self._shards: dict[str, Shard] = {}  # of the experts whose tokens are spread over processes
         self.grid: Grid | None = None
-        self.inputs: dict[Key, Tensor] = {}
+        self._inputs: dict[Key, Tensor] = {}
         self._outputs: dict[Key, Tensor] = {}
-        self._whole: list[Seen] = []  # not yet reduced
         self._reduced: list[tuple[dict[Key, Tensor], Key, Tensor]] = []  # waiting for the end of the step
+        self._flat: list[tuple[dict[Key, Tensor], Key]] = []  # where energies (B, N) wait for their grid
 
     def _begin(self, hub: Hub) -> None:
         """Forget what a call that failed within a step left behind, and see where this one has its tokens."""
-        self._whole, self._reduced = [], []
+        self._reduced = []
         count = math.prod(n // p for n, p in zip(hub.size, hub.family.patch(hub.pipe), strict=True))
         shards = {name: shard_of(model, count) for name, model in experts(hub.pipe).items()}
         self._shards = {name: shard for name, shard in shards.items() if shard is not None}
         if self._shards:
             only_wan(hub.pipe, "capture of a run that several processes share")
 
-    def _reduce(self) -> None:
-        whole, self._whole = self._whole, []
-        seen: list[tuple[dict[Key, Tensor], Key, Tensor]] = []
-        for expert, step, layer, self.grid, block_input, block_output in whole:
-            key = (expert, step, layer)
-            if key in self._outputs:
-                raise ValueError(f"{key} was captured before; open a new capture for every run")
-            seen += ((self._outputs, key, block_output), (self.inputs, key, block_input))[: self._stores]
-        states = [state for _, _, state in seen]
-        small = len(states) > 1 and states[0].numel() <= LARGE
-        if small and self.reduce is energy and not self._shards:  # copying them costs less than calling it for each
-            kept = energy(torch.stack(states), self.grid).unbind()
-        else:
-            kept = [_joined(self.reduce, x, self.grid, self._shards.get(key[0])) for _, key, x in seen]
-        if self.reduce is raw:
-            kept = [state.to("cpu", non_blocking=True) for state in kept]
-        self._reduced += ((store, key, state) for (store, key, _), state in zip(seen, kept, strict=True))
+    def _see(self, seen: Seen) -> None:
+        """Reduce one block's state, on the device."""
+        expert, step, layer, self.grid, block_input, block_output = seen
+        key, shard = (expert, step, layer), self._shards.get(expert)
+        if key in self._outputs:
+            raise ValueError(f"{key} was captured before; open a new capture for every run")
+        self._keep(self._outputs, key, _joined(self.reduce, block_output, self.grid, shard))
+        if self._stores > 1:
+            self._keep(self._inputs, key, _joined(self.reduce, block_input, self.grid, shard))
+
+    def _keep(self, store: dict[Key, Tensor], key: Key, state: Tensor) -> None:
+        self._reduced.append((store, key, state.to("cpu", non_blocking=True) if self.reduce is raw else state))
 
     def _flush(self) -> None:
-        """Reduce what is left of the step that just ended and bring it to the host in one copy."""
-        self._reduce()
+        """Bring what was reduced in the step that just ended to the host in one copy."""
         states = [state for _, _, state in self._reduced]
         if any(state.device.type != "cpu" for state in states):
             states = torch.stack(states).to("cpu", non_blocking=True).unbind()
         for (store, key, _), state in zip(self._reduced, states, strict=True):
             store[key] = state
+            if self.reduce is energy:
+                self._flat.append((store, key))
         self._reduced = []
 
     def _settle(self) -> None:
-        """Wait for copies under way."""
+        """Wait for copies under way, and lay energies over the grid."""
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
+        flat, self._flat = self._flat, []
+        for store, key in flat:
+            store[key] = store[key].unflatten(1, self.grid)
+
+    @property
+    def inputs(self) -> Mapping[Key, Tensor]:
+        """Block inputs under the same keys, if they were asked for."""
+        self._settle()
+        return self._inputs
 
     def __getitem__(self, key: Key) -> Tensor:
         self._settle()
@@ -227,12 +231,7 @@ def capture(
         raise TypeError(f"reduce must be a function of (states, grid) such as energy or raw, got {reduce!r}")
     states = Capture(branch, reduce, inputs)
 
-    def visit(seen: Seen) -> None:
-        states._whole.append(seen)
-        if seen[-1].numel() > LARGE or states._shards:  # unequal parts, one order of sending
-            states._reduce()
-
     layers, steps = check_layers(pipe, layers), check_steps(steps)
-    with watch(pipe, layers, steps, (branch,), visit, begin=states._begin, step_end=states._flush):
+    with watch(pipe, layers, steps, (branch,), states._see, begin=states._begin, step_end=states._flush):
         yield states
     states._settle()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import tiny
 import torch
@@ -111,14 +109,24 @@ def test_batches_equal_single_runs(pipe):
         assert torch.allclose(both.stack()[:, :, row], single.stack()[:, :, 0], atol=1e-5)
 
 
-def test_large_states_are_reduced_at_once_with_the_same_result(pipe, monkeypatch):
-    with capture(pipe, inputs=True) as together:
+def test_energies_of_inputs_and_outputs_are_those_of_the_raw_states(pipe):
+    with capture(pipe, inputs=True) as maps, capture(pipe, reduce=raw, inputs=True) as states:
         pipe(**tiny.call())
-    monkeypatch.setattr(sys.modules["cosutils.capture"], "LARGE", 0)
-    with capture(pipe, inputs=True) as apart:
+    for key in states:
+        assert torch.equal(maps[key], energy(states[key], GRID))
+        assert torch.equal(maps.inputs[key], energy(states.inputs[key], GRID))
+
+
+def test_blocks_called_outside_a_run_are_not_captured(pipe):
+    block, given = pipe.transformer.blocks[0], []
+    handle = block.register_forward_pre_hook(lambda module, arguments: given.append(arguments))
+    with capture(pipe) as maps:
         pipe(**tiny.call())
-    assert torch.equal(together.stack(), apart.stack())
-    assert all(torch.equal(together.inputs[key], apart.inputs[key]) for key in apart)
+        before = len(maps)
+        with torch.no_grad():
+            block(*given[0])
+    handle.remove()
+    assert len(maps) == before
 
 
 def test_finished_steps_can_be_read_during_the_run(pipe):
