@@ -28,8 +28,9 @@ def test_the_student_table_is_that_of_the_stored_scores():
 
 
 def test_the_depth_table_is_that_of_the_stored_scores():
-    deep, shallow = (scores(name)["numbers"] for name in ("cos-mini", "cos-mini-shallow"))
-    assert side_by_side({"ten blocks": (deep, (1, 20)), "three blocks": (shallow, (1, 4, 20))}) in shown("depth")
+    models = {"ten blocks": "cos-mini", "three blocks": "cos-mini-shallow", "two blocks": "cos-mini-two"}
+    rates = {depth: (scores(name)["numbers"], (1, 20)) for depth, name in models.items()}
+    assert side_by_side(rates) in shown("depth")
 
 
 def test_every_file_the_readme_points_at_exists():
