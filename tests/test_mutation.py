@@ -128,7 +128,7 @@ CHANGES = {
         "test_metrics.py::test_energy_is_the_norm_of_each_token_in_grid_order",
     ),
     "the other branch of the guidance": Change(
-        "_branches.py", "tap.passes[tap.forwards - 1]", "tap.passes[-tap.forwards]",
+        "_branches.py", "self.passes[self.forwards - 1]", "self.passes[-self.forwards]",
         "test_capture.py::test_states_are_the_blocks_own_outputs_and_inputs",
     ),
     "scale of the projection": Change(
