@@ -14,9 +14,10 @@ memory    peak memory after 16 streamed samples, each recorded with all raw stat
 
 Compared pieces alternate, every ratio is formed from neighbours in time, and the median over repeats is given
 with a bootstrap interval. Where a process happens to lay its memory shifts the ratio of a single video by up to a
-percent, more than repeats within it show: it is the median of 16 pairs, each repeat in a process of its own. On one CPU thread the clock is processor time, which other processes disturb
-little; otherwise it is wall-clock time. FLOPs are counted by torch.utils.flop_counter (matrix products,
-convolutions, attention). Writes <out>/benchmarks.json whole or not at all.
+percent, more than repeats within it show: it is the median of 16 pairs, each repeat in a process of its own. On
+one CPU thread the clock is processor time, which other processes disturb little; otherwise it is wall-clock time.
+FLOPs are counted by torch.utils.flop_counter (matrix products, convolutions, attention). Writes
+<out>/benchmarks.json whole or not at all.
 """
 
 from __future__ import annotations
