@@ -50,14 +50,14 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from cosutils._branches import Seen, check_layers, watch
-from cosutils._scheduler import experts
-from cosutils.capture import capture
-from cosutils.ensemble import ensemble, merge_then_single
-from cosutils.loading import seeded, settings, use_preset
+from cosutils.hooks._blocks import Seen, check_layers, watch
+from cosutils.hooks.capture import capture
+from cosutils.hooks.ensemble import ensemble, merge_then_single
+from cosutils.hooks.record import record
 from cosutils.metrics import bootstrap_interval
-from cosutils.record import record
-from cosutils.results import read_numbers, record_numbers
+from cosutils.pipelines.check import experts
+from cosutils.pipelines.loading import seeded, settings, use_preset
+from cosutils.report.results import read_numbers, record_numbers
 
 BARS = {
     "observing_identical": (">=", 1),
@@ -314,7 +314,10 @@ def facts(size: str, device: torch.device, steps: int, whole: int, pipe: WanImag
     """What must agree between the calls that share a file."""
     cuda = device.type == "cuda"
     chosen = SIZES[size]
-    stride, side = pipe.vae_scale_factor_temporal, pipe.vae_scale_factor_spatial * pipe.transformer.config.patch_size[1]
+    stride, side = (
+        pipe.vae_scale_factor_temporal,
+        pipe.vae_scale_factor_spatial * pipe.transformer.config.patch_size[1],
+    )
     return {
         "size": size,
         "weights": "random",
@@ -376,7 +379,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--steps and --repeats must be at least 2, got {options.steps} and {options.repeats}")
     if options.out.suffix != ".json":
         parser.error(f"--out must name a .json file, got {options.out}")
-    if options.device == "cuda" and not torch.cuda.is_available() or options.size == "full" and options.device == "cpu":
+    if (options.device == "cuda" and not torch.cuda.is_available()) or (options.size == "full" and options.device == "cpu"):
         parser.error("no CUDA GPU in use: --size full needs one of 80 GB; --size tiny --device cpu runs anywhere")
     size, device = SIZES[options.size], torch.device(options.device)
     pipe = build(size, device)

@@ -39,15 +39,15 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cosutils.capture import capture, raw
-from cosutils.inject import inject, inject_each, noise_at_step
-from cosutils.loading import load, seeded, settings, use_preset
+from cosutils.hooks.capture import capture, raw
+from cosutils.hooks.inject import inject, inject_each, noise_at_step
+from cosutils.hooks.record import record
 from cosutils.metrics import bootstrap_interval
 from cosutils.mini import world
 from cosutils.mini.codec import PatchCodec
 from cosutils.mini.model import build_pipeline, build_transformer
-from cosutils.record import record
-from cosutils.results import record_numbers
+from cosutils.pipelines.loading import load, seeded, settings, use_preset
+from cosutils.report.results import record_numbers
 
 BARS = {
     "capture_one": ("<=", 1.02),

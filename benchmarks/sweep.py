@@ -1,4 +1,4 @@
-"""How much faster two workers of a sweep are than one: throughput of `cosutils.cluster`'s engines on this machine.
+"""How much faster two workers of a sweep are than one: throughput of `cosutils.scale.cluster`'s engines on this machine.
 
     python -m benchmarks.sweep                       # engines local and, if it is installed, ray
     python -m benchmarks.sweep --engines ray --runs 40 --repeats 5 --out runs
@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from cosutils import cluster
 from cosutils.metrics import bootstrap_interval
-from cosutils.results import record_numbers
-from cosutils.spec import complete, run_one
+from cosutils.report.results import record_numbers
+from cosutils.scale import cluster
+from cosutils.scale.spec import complete, run_one
 
 BAR = 1.8
 NICE = "RAY_worker_niceness"  # Ray's own setting, 15 unless set: behind all other work of the machine
@@ -81,12 +81,20 @@ def main() -> int:
             order = (1, 2) if turn % 2 else (2, 1)
             found = {workers: rate(engine, workers, options.runs, options.steps) for workers in order}
             ratios.append(found[2] / found[1])
-            print(f"{engine} {turn}: {found[1]:.2f} and {found[2]:.2f} runs/s, ratio {ratios[-1]:.2f}", flush=True)
+            print(
+                f"{engine} {turn}: {found[1]:.2f} and {found[2]:.2f} runs/s, ratio {ratios[-1]:.2f}",
+                flush=True,
+            )
         value, low, high = bootstrap_interval(ratios, np.median)
         numbers[f"{engine}_two_over_one"] = {"value": value, "low": low, "high": high, "n": len(ratios)}
         verdict = "met" if value >= BAR else "MISSED"
         print(f"{engine:6s} two workers / one  {value:.2f} [{low:.2f}, {high:.2f}]   bar >= {BAR}: {verdict}")
-    facts = {"runs": options.runs, "steps": options.steps, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    facts = {
+        "runs": options.runs,
+        "steps": options.steps,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
     print("written to", record_numbers(options.out, "benchmarks-sweep", numbers, facts))
     return int(any(number["value"] < BAR for number in numbers.values()))
 

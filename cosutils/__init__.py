@@ -16,10 +16,11 @@ from ._quiet import quiet
 with quiet():  # its imports remark on a torchvision that nothing here needs
     from diffusers import WanImageToVideoPipeline as _  # noqa: F401
 
-from .capture import Capture, capture, projection, raw, region, tokens
-from .ensemble import ensemble, merge_then_single
-from .inject import Edit, inject, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
-from .loading import load, seeded, settings, use_preset
+from .hooks.capture import Capture, capture, projection, raw, region, tokens
+from .hooks.ensemble import ensemble, merge_then_single
+from .hooks.inject import Edit, inject, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
+from .hooks.record import Run, Series, record, resume
+from .hooks.swap import swap
 from .metrics import (
     Interval,
     bootstrap_interval,
@@ -30,12 +31,17 @@ from .metrics import (
     paired_interval,
     rate_interval,
 )
-from .record import Run, Series, record, resume
-from .schedule import PRESETS, ExactEulerScheduler, Preset, flow_sigmas
-from .swap import swap
+from .pipelines.loading import load, seeded, settings, use_preset
+from .pipelines.schedule import PRESETS, ExactEulerScheduler, Preset, flow_sigmas
 
-LAZY = {name: f"cosutils.{name}" for name in ("chain", "figures", "mini", "results")}
-LAZY["tasks"] = "cosutils.mini.tasks"
+LAZY = {
+    "chain": "cosutils.measures.chain",
+    "figures": "cosutils.report.figures",
+    "mini": "cosutils.mini",
+    "results": "cosutils.report.results",
+    "tasks": "cosutils.mini.tasks",
+    "vbvr": "cosutils.vbvr",
+}
 
 __all__ = [
     "PRESETS",
@@ -79,6 +85,7 @@ __all__ = [
     "tasks",
     "tokens",
     "use_preset",
+    "vbvr",
 ]
 
 

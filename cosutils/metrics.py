@@ -156,9 +156,7 @@ def bootstrap_interval(
     return Interval(float(statistic(data)), low, high)
 
 
-def paired_interval(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, **settings: object
-) -> Interval:
+def paired_interval(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, **settings: object) -> Interval:
     """Bootstrap interval of the mean of a - b over pairs (same sample and seed under two treatments).
 
     a, b: (n,), n >= 2. settings are those of `bootstrap_interval`. ValueError if the lengths differ.

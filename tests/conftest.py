@@ -1,4 +1,5 @@
 """One thread per worker and no network, set before anything imports torch or the hub client."""
+
 from __future__ import annotations
 
 import os

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosutils.behaviour import (
+from cosutils.measures.behaviour import (
     confident,
     frame_lag,
     onset,
@@ -22,11 +22,11 @@ from cosutils.behaviour import (
     winner,
     worst,
 )
-from cosutils.chain import Trace, trace
-from cosutils.loading import use_preset
+from cosutils.measures.chain import Trace, trace
 from cosutils.mini import tasks, world
 from cosutils.mini.model import build_pipeline, build_transformer
-from cosutils.mini.train import fit_codec
+from cosutils.pipelines.loading import use_preset
+from cosutils.training.train import fit_codec
 
 LAYERS = 2
 

@@ -1,4 +1,5 @@
 """The refresh and build tools on a tiny notebook, and the built pages: offline, complete, quiet in a browser."""
+
 from __future__ import annotations
 
 import html.parser
@@ -37,7 +38,9 @@ def tree(tmp_path):
     cells = [
         v4.new_code_cell("size = 2"),
         v4.new_code_cell("import matplotlib.pyplot as plt\nfrom cosutils import figures\nprint(1 // size)"),
-        v4.new_code_cell("fig, ax = plt.subplots()\nax.plot([0, size])\nfigures.show(fig, 'line', 'one straight line')"),
+        v4.new_code_cell(
+            "fig, ax = plt.subplots()\nax.plot([0, size])\nfigures.show(fig, 'line', 'one straight line')"
+        ),
     ]
     cells[0].metadata["tags"] = ["parameters"]
     cells[0].metadata["scrolled"] = True
@@ -69,7 +72,8 @@ def test_refreshing_twice_writes_the_same_bytes_and_stamps_the_figure(tools, tre
     assert [cell.execution_count for cell in nb.cells] == [1, 2, 3]
     assert len({cell.id for cell in nb.cells}) == 3 and "scrolled" not in nb.cells[0].metadata
     assert nb.cells[2].metadata.mystnb == {
-        "figure": {"name": "line", "caption": "one straight line"}, "image": {"alt": "one straight line"},
+        "figure": {"name": "line", "caption": "one straight line"},
+        "image": {"alt": "one straight line"},
     }
     assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
 
@@ -126,7 +130,12 @@ def test_buttons_appear_once_the_address_is_given(tools, tree):
                 file.write(f'\n[project.urls]\nRepository = "{address}"\n')
         assert tools[0].build(tree, "default", workers=1) == 0
         page = (tree / "_build" / "html" / "notebooks" / "one.html").read_text()
-        links = ("mybinder.org/v2", "colab.research.google.com", f"{address}/edit/main/notebooks/one.ipynb", f"{address}/issues")
+        links = (
+            "mybinder.org/v2",
+            "colab.research.google.com",
+            f"{address}/edit/main/notebooks/one.ipynb",
+            f"{address}/issues",
+        )
         assert [link in page for link in links] == [given] * 4, links
         assert "Fig. 1" in page and 'alt="one straight line"' in page
 

@@ -1,4 +1,5 @@
 """The built pages in Chromium: quiet, offline, within the window, operable by keyboard, readable for everybody."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -14,7 +15,9 @@ EXPLORER = PAGES / "book" / "explorer.html"
 OWN = "article.bd-article"  # what the book's authors write, as opposed to the theme's frame around it
 
 pytestmark = [
-    pytest.mark.skipif(not (PAGES / "index.html").is_file(), reason="the book is not built here: run `make book` first"),
+    pytest.mark.skipif(
+        not (PAGES / "index.html").is_file(), reason="the book is not built here: run `make book` first"
+    ),
     pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no playwright: use `make browser-test`"),
     pytest.mark.skipif(shutil.which("chromium") is None, reason="the system has no chromium"),
 ]
@@ -40,7 +43,10 @@ def opened(browser):
         tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         tabs.append(tab)
         tab.on("pageerror", lambda error: noise.append(f"{page.name}: {error}"))
-        tab.on("console", lambda m: noise.append(f"{page.name}: {m.text}") if m.type in ("error", "warning") else None)
+        tab.on(
+            "console",
+            lambda m: noise.append(f"{page.name}: {m.text}") if m.type in ("error", "warning") else None,
+        )
         tab.on("requestfailed", lambda request: noise.append(f"{page.name}: failed {request.url[:100]}"))
         tab.on("request", lambda r: None if re.match("file:|data:|blob:", r.url) else noise.append(r.url[:100]))
         tab.set_default_timeout(120_000)
@@ -113,7 +119,8 @@ def shown(tab) -> bytes:
     """The picture, once it is that of the run that is chosen."""
     tab.wait_for_function(
         "(document.getElementById('explorer-picture').dataset.tile || '').startsWith("
-        "document.getElementById('explorer-all').src.split('/').pop() + ' ')")
+        "document.getElementById('explorer-all').src.split('/').pop() + ' ')"
+    )
     return picture(tab)
 
 
@@ -150,7 +157,12 @@ def test_another_model_is_shown_at_the_same_task_puzzle_step_and_frame(opened):
     tab.focus("#explorer-model")
     tab.keyboard.press("ArrowDown")
     assert tab.input_value("#explorer-model") == "cos-mini-shallow"
-    assert shown(tab) != ten and place() == before == {"task": "two_routes", "step": "2", "frame": "9", "puzzle": 3}
+    assert shown(tab) != ten and place() == before == {
+        "task": "two_routes",
+        "step": "2",
+        "frame": "9",
+        "puzzle": 3,
+    }
     assert tab.inner_text("#explorer-prompt") == prompt
     tab.select_option("#explorer-task", "maze")
     assert tab.input_value("#explorer-model") == "cos-mini-shallow"

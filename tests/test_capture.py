@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from diffusers import FirstBlockCacheConfig, WanImageToVideoPipeline
 
-from cosutils.capture import capture, projection, raw, region, tokens
+import tiny
+from cosutils.hooks.capture import capture, projection, raw, region, tokens
 from cosutils.metrics import energy
 
 STEPS, GRID = 5, (3, 1, 2)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from cosutils.chain import Trace, alive, blurred, commitments, settling, trace
-from cosutils.loading import use_preset
+from cosutils.measures.chain import Trace, alive, blurred, commitments, settling, trace
 from cosutils.mini import tasks, world
 from cosutils.mini.model import build_pipeline, build_transformer
-from cosutils.mini.train import fit_codec
+from cosutils.pipelines.loading import use_preset
+from cosutils.training.train import fit_codec
 
 
 @pytest.fixture(scope="module")

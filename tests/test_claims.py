@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cosutils.claims import judge, load_claims, table, verdict
+from cosutils.report.claims import judge, load_claims, table, verdict
 
 CLAIMS = Path(__file__).resolve().parents[1] / "data" / "claims.yaml"
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import pytest
-import tiny
 import torch
 from test_capture import untouched
 
-from cosutils.capture import capture, raw
-from cosutils.ensemble import ensemble, merge, merge_then_single
-from cosutils.inject import inject, noise_at_step
-from cosutils.record import record
-from cosutils.swap import swap
+import tiny
+from cosutils.hooks.capture import capture, raw
+from cosutils.hooks.ensemble import ensemble, merge, merge_then_single
+from cosutils.hooks.inject import inject, noise_at_step
+from cosutils.hooks.record import record
+from cosutils.hooks.swap import swap
 
 P, Q = "the red ball moves", "the blue maze goal"
 
@@ -103,9 +103,7 @@ def test_a_single_continuation_is_that_row_of_the_ensemble(kind, solver, dtype):
     pipe = tiny.build(kind, solver, dtype)
     with record(pipe) as run, ensemble(pipe, layers=[1, 2], steps=[0, 1]):
         pipe(**tiny.call([P] * 3, seed=[0, 1, 2]))
-    output, single = merge_then_single(
-        pipe, layers=[1, 2], steps=[0, 1], keep=2, **tiny.call([P] * 3, seed=[0, 1, 2])
-    )
+    output, single = merge_then_single(pipe, layers=[1, 2], steps=[0, 1], keep=2, **tiny.call([P] * 3, seed=[0, 1, 2]))
     close = 1e-5 if dtype is torch.float32 else 5e-2  # rows of a batch round differently in bf16
     assert torch.allclose(output.frames.float(), run.latents[2:], atol=close)
     assert torch.allclose(single.x0.stack(), run.x0.stack()[:, 2:], atol=close)
@@ -153,9 +151,7 @@ def test_all_is_undone_after_an_exception(pipe):
 
     plain = pipe(**tiny.call()).frames
     with pytest.raises(ArithmeticError):
-        merge_then_single(
-            pipe, layers=1, steps=0, **tiny.call([P] * 2, seed=[0, 1], callback_on_step_end=fail)
-        )
+        merge_then_single(pipe, layers=1, steps=0, **tiny.call([P] * 2, seed=[0, 1], callback_on_step_end=fail))
     untouched(pipe)
     assert torch.equal(pipe(**tiny.call()).frames, plain)
 

@@ -1,4 +1,5 @@
 """pyproject.toml holds the ranges, constraints.txt the lock, environment.yml the names: the three agree. Offline."""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -19,7 +20,10 @@ LOCK = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in 
 
 def requirements(*extras: str) -> dict[str, Requirement]:
     """Canonical name -> requirement of the package itself and of `extras`, references to our own extras left out."""
-    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    lines = [
+        *PROJECT["dependencies"],
+        *(line for extra in extras for line in PROJECT["optional-dependencies"][extra]),
+    ]
     found = {canonicalize_name(r.name): r for r in map(Requirement, lines)}
     return {name: r for name, r in found.items() if name != "cosutils"}
 
@@ -27,7 +31,7 @@ def requirements(*extras: str) -> dict[str, Requirement]:
 def test_the_lock_is_exact_sorted_and_without_build_tags():
     for line in LOCK_LINES:
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), line
-    assert LOCK_LINES == sorted(LOCK_LINES, key=str.lower)
+    assert sorted(LOCK_LINES, key=str.lower) == LOCK_LINES
 
 
 @pytest.mark.parametrize("name", sorted(requirements("book", "test", "browser")))
@@ -88,4 +92,4 @@ def test_every_package_folder_is_shipped():
 def test_the_vendored_script_comes_with_its_licence():
     folder = ROOT / "book/_static/vendor/mathjax"
     assert "Apache License" in (folder / "LICENSE").read_text()
-    assert '3.2.2' in (folder / "tex-svg.js").read_text()
+    assert "3.2.2" in (folder / "tex-svg.js").read_text()

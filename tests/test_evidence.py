@@ -1,4 +1,5 @@
 """The evidence page's judgement from two folders of records, its table and its picture."""
+
 from __future__ import annotations
 
 import json
@@ -7,9 +8,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from cosutils import evidence, lessons
-from cosutils.claims import load_claims
-from cosutils.results import record_numbers
+from cosutils.report import evidence, lessons
+from cosutils.report.claims import load_claims
+from cosutils.report.results import record_numbers
 
 CLAIMS = """
 noise.step: {paper: Sec. 3.2, claim: Noise hurts., evidence: scores, measures: {damage: [0.25, 1.0]}}
@@ -73,7 +74,14 @@ def test_the_table_tells_numbers_ranges_and_which_run_judged(folders):
     head, groups = evidence.section_table(found, "noise")
     first, second = groups.values()
     assert "Sec. 3.2; its evidence: scores" in list(groups)[0]
-    assert first[0] == ["maze", "✓ supported", "damage", "0.25 to 1", "0.31 [0.30, 0.32], N = 200", "0.30 [0.20, 0.40], N = 60"]
+    assert first[0] == [
+        "maze",
+        "✓ supported",
+        "damage",
+        "0.25 to 1",
+        "0.31 [0.30, 0.32], N = 200",
+        "0.30 [0.20, 0.40], N = 60",
+    ]
     assert first[1][1] == "✗ not supported (default run)" and first[1][4] == "–"
     assert [row[3] for row in second] == ["≥ 0.1", "0 to 1"] and len(head) == 6
     with pytest.raises(ValueError, match="no claim of section 'ensemble'"):
@@ -83,10 +91,16 @@ def test_the_table_tells_numbers_ranges_and_which_run_judged(folders):
 def test_the_map_shows_a_sign_for_every_verdict(folders):
     fig = evidence.verdict_map(evidence.gather(*folders))
     (ax,) = fig.axes
-    cells = {(int(t.get_position()[0]), int(t.get_position()[1])): t.get_text() for t in ax.texts if t.get_ha() == "center"}
+    cells = {
+        (int(t.get_position()[0]), int(t.get_position()[1])): t.get_text() for t in ax.texts if t.get_ha() == "center"
+    }
     assert cells == {(0, 0): "✓", (1, 0): "(✗)", (0, 1): "(?)"}
     assert [t.get_text() for t in ax.texts if t.get_ha() == "left"] == ["1 of 2", "0 of 1", "not measured"]
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["noise: step", "noise: again (ours)", "layers: order"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == [
+        "noise: step",
+        "noise: again (ours)",
+        "layers: order",
+    ]
     plt.close(fig)
 
 
@@ -97,7 +111,8 @@ def test_origin_tells_shipped_weights_from_others(folders, tmp_path):
     path.write_text(json.dumps(record))
     rows = evidence.origin({"full": folders[0], "default": folders[1]}, "cos-mini")
     assert [row[:3] for row in rows] == [
-        ["02_noise", "default", "– (not recorded)"], ["02_noise", "full", "abc (other weights)"],
+        ["02_noise", "default", "– (not recorded)"],
+        ["02_noise", "full", "abc (other weights)"],
     ]
     assert "seeds 0..59" in rows[0][3] and "torch" in rows[0][4]
 
@@ -116,7 +131,9 @@ def test_a_lesson_follows_from_the_verdicts_and_names_the_numbers(folders):
         "- *Not measured*: Layers.",
     ]
     maze, shelf = ([f for f in found if f.task in ("", task)] for task in ("maze", "shelf"))
-    assert lessons.told(maze, told[:1]).startswith("- **Noise.** It hurts. (Tasks: 1 of 1.) Fall of the score: 0.31 [0.30")
+    assert lessons.told(maze, told[:1]).startswith(
+        "- **Noise.** It hurts. (Tasks: 1 of 1.) Fall of the score: 0.31 [0.30"
+    )
     assert lessons.told(shelf, told[:1]).startswith("- **Noise.** It does not. (Tasks: 1 of 1.)")
     with pytest.raises(ValueError, match="no claim 'noise.step'"):
         lessons.told(found[3:], told)
@@ -127,7 +144,9 @@ def test_of_many_tasks_the_lowest_and_the_highest_number_are_told():
     rows = {task: {"m": (number(value, value), None, (0.0, 1.0))} for task, value in spans.items()}
     found = [evidence.Finding("x.y", "It is.", "", "", t, "supported", "full", row) for t, row in rows.items()]
     text = lessons.told(found, [lessons.Lesson("x.y", "X", "Yes.", "No.", "m", "M")])
-    assert text == "- **X.** Yes. (Tasks: 5 of 5.) M: from 0.10 [0.10, 0.10], N = 60 (b) to 0.50 [0.50, 0.50], N = 60 (c)."
+    assert (
+        text == "- **X.** Yes. (Tasks: 5 of 5.) M: from 0.10 [0.10, 0.10], N = 60 (b) to 0.50 [0.50, 0.50], N = 60 (c)."
+    )
 
 
 def test_the_books_lessons_speak_of_its_claims():

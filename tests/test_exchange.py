@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from cosutils.exchange import Exchange, between_seeds, between_twins, captured, leader
-from cosutils.layers import pool
-from cosutils.loading import seeded, settings, use_preset
+from cosutils.measures.exchange import Exchange, between_seeds, between_twins, captured, leader
+from cosutils.measures.layers import pool
 from cosutils.mini import tasks
 from cosutils.mini.model import build_pipeline, build_transformer
-from cosutils.mini.train import fit_codec
+from cosutils.pipelines.loading import seeded, settings, use_preset
+from cosutils.training.train import fit_codec
 
 CALL = dict(num_inference_steps=2)
 
@@ -54,7 +54,10 @@ def test_a_whole_state_under_the_same_prompt_is_the_same_at_every_layer(pipe):
 
 
 def test_a_region_is_both_answers_places_after_the_given_frame(pipe):
-    sample, once = tasks.find_shape.sample(0), dict(num_inference_steps=1)  # no later step mixes the tokens again
+    sample, once = (
+        tasks.find_shape.sample(0),
+        dict(num_inference_steps=1),
+    )  # no later step mixes the tokens again
     donor, own, (film,) = between_twins(pipe, sample, [Exchange(1, "region")], **once)
     changed = [(option != sample.blank) for option in (sample.options[sample.answer], sample.twin().ids[-1])]
     inside = np.kron(pool((changed[0] | changed[1])[None], (1, 5, 5))[0], np.ones((16, 16), bool))  # whole tokens

@@ -1,4 +1,5 @@
 """The explorer's pictures: every tile in its place, data that a page can read without a server."""
+
 from __future__ import annotations
 
 import importlib
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 import cosutils as cos
-from cosutils import chain
+from cosutils.measures import chain
 
 TOOLS = pathlib.Path(__file__).resolve().parents[1] / "tools"
 
@@ -55,7 +56,10 @@ def test_pictures_and_data_belong_together(explorer, tmp_path):
 
 def test_the_titles_count_the_blocks(explorer):
     blocks = {name: len(cos.load(name).transformer.blocks) for name in explorer.MODELS}
-    assert {blocks[name]: title for name, title in explorer.MODELS.items()} == {10: "ten blocks", 3: "three blocks"}
+    assert {blocks[name]: title for name, title in explorer.MODELS.items()} == {
+        10: "ten blocks",
+        3: "three blocks",
+    }
 
 
 def test_a_model_that_is_not_there_ends_the_build(explorer, tmp_path):

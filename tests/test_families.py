@@ -6,8 +6,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import tiny
-import tiny_families as families
 import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
@@ -16,22 +14,33 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from cosutils._scheduler import Tap, experts, tapped
-from cosutils.capture import capture, raw
-from cosutils.ensemble import ensemble
-from cosutils.families import FAMILIES, family_of
-from cosutils.inject import from_noise, inject, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
-from cosutils.loading import use_preset
+import tiny
+import tiny_families as families
+from cosutils.hooks._call import Tap, tapped
+from cosutils.hooks.capture import capture, raw
+from cosutils.hooks.ensemble import ensemble
+from cosutils.hooks.inject import (
+    from_noise,
+    inject,
+    inject_each,
+    noise_at,
+    noise_at_frame,
+    noise_at_step,
+    renoise,
+)
+from cosutils.hooks.record import Run, record, resume
+from cosutils.hooks.swap import swap
+from cosutils.measures.planning import average
 from cosutils.metrics import energy
-from cosutils.planning import average
-from cosutils.record import Run, record, resume
-from cosutils.swap import swap
+from cosutils.pipelines.check import experts
+from cosutils.pipelines.families import FAMILIES, family_of
+from cosutils.pipelines.loading import use_preset
 
 STEPS = 4
 HELD = ("ltx", "hunyuan_replace")  # latent frame 0 is the given image
 RESUMABLE = tuple(kind for kind in families.KINDS if kind != "cogvideox_dpm")
 SIZE = {kind: (3, 8, 16) if kind == "ltx" else (3, 2, 4) for kind in families.KINDS} | {"cogvideox15": (4, 2, 4)}
-PATCH = {kind: (1, 1, 1) for kind in families.KINDS} | {
+PATCH = dict.fromkeys(families.KINDS, (1, 1, 1)) | {
     "cogvideox_ddim": (1, 2, 2),
     "cogvideox_dpm": (1, 2, 2),
     "cogvideox15": (2, 2, 2),
@@ -351,12 +360,24 @@ def test_a_batch_equals_its_members(kind):
 def test_all_is_undone_after_an_exception(kind):
     pipe = pipeline(kind)
     plain = pipe(**families.call(kind)).frames
-    before = type(pipe), type(pipe.scheduler), set(vars(pipe)), set(vars(pipe.scheduler)), set(vars(pipe.transformer))
+    before = (
+        type(pipe),
+        type(pipe.scheduler),
+        set(vars(pipe)),
+        set(vars(pipe.scheduler)),
+        set(vars(pipe.transformer)),
+    )
     fail = blocks(pipe.transformer)[-1].register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError), record(pipe), inject(pipe, noise_at_step(0)), capture(pipe):
         pipe(**families.call(kind))
     fail.remove()
-    after = type(pipe), type(pipe.scheduler), set(vars(pipe)), set(vars(pipe.scheduler)), set(vars(pipe.transformer))
+    after = (
+        type(pipe),
+        type(pipe.scheduler),
+        set(vars(pipe)),
+        set(vars(pipe.scheduler)),
+        set(vars(pipe.transformer)),
+    )
     assert after == before
     parts = [pipe.transformer, *blocks(pipe.transformer)]
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
@@ -380,7 +401,10 @@ def test_what_does_not_work_is_refused_in_one_sentence():
         family_of(torch.nn.Linear(1, 1))
     pipe = pipeline("ltx")
     for context in (swap(pipe, 1, {1: 0}), ensemble(pipe, layers=1, steps=0), average(pipe, "x0", 1)):
-        with pytest.raises(TypeError, match="works on a WanImageToVideoPipeline only, not on a LTXImage"), context:
+        with (
+            pytest.raises(TypeError, match="works on a WanImageToVideoPipeline only, not on a LTXImage"),
+            context,
+        ):
             pass
     with pytest.raises(TypeError, match="use_preset works on a WanImageToVideoPipeline only"):
         use_preset(pipe, "paper")
@@ -393,7 +417,10 @@ def test_what_does_not_work_is_refused_in_one_sentence():
         recorded("ltx", num_frames=8)
     pipe = families.build("cogvideox_ddim")
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(ValueError, match="FlowMatchEulerDisc.* is not a scheduler of CogVideoX"), record(pipe):
+    with (
+        pytest.raises(ValueError, match="FlowMatchEulerDisc.* is not a scheduler of CogVideoX"),
+        record(pipe),
+    ):
         pass
     pipe.scheduler = CogVideoXDDIMScheduler(prediction_type="epsilon")
     with pytest.raises(ValueError, match="use CogVideoXDDIMScheduler or .* with v_prediction"), record(pipe):
@@ -414,7 +441,10 @@ def test_a_forward_of_ones_own_is_not_taken_for_the_pipelines():
         pipe.transformer(**kept)
         return {}
 
-    with pytest.raises(RuntimeError, match="the transformer ran more often than the pipeline does"), capture(pipe):
+    with (
+        pytest.raises(RuntimeError, match="the transformer ran more often than the pipeline does"),
+        capture(pipe),
+    ):
         pipe(**families.call("hunyuan_concat", callback_on_step_end=again))
 
 

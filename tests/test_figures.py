@@ -1,4 +1,5 @@
 """Plot functions through the artists they return; showing through what IPython would store."""
+
 from __future__ import annotations
 
 import base64
@@ -13,7 +14,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
-from cosutils import figures
+from cosutils.report import figures
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +47,10 @@ def test_signature_holds_structure_and_no_measured_digit():
 
 
 def test_signature_sees_a_changed_label_length_and_gap():
-    seen = {figures.signature(curve(v, w)) for v, w in
-            [([0.1, 0.5], "a"), ([0.1, 0.5, 0.9], "a"), ([0.1, 0.5], "b"), ([0.1, np.nan], "a")]}
+    seen = {
+        figures.signature(curve(v, w))
+        for v, w in [([0.1, 0.5], "a"), ([0.1, 0.5, 0.9], "a"), ([0.1, 0.5], "b"), ([0.1, np.nan], "a")]
+    }
     assert len(seen) == 4
 
 
@@ -85,7 +88,9 @@ def test_show_twice_gives_the_same_bytes():
     assert stored[0] == stored[1]
 
 
-@pytest.mark.parametrize(("name", "alt"), [("Maze", "three words here"), ("a b", "three words here"), ("maze", "figure")])
+@pytest.mark.parametrize(
+    ("name", "alt"), [("Maze", "three words here"), ("a b", "three words here"), ("maze", "figure")]
+)
 def test_show_refuses_a_bad_name_or_an_empty_alt(name, alt):
     with pytest.raises(ValueError):
         figures.show(plt.figure(), name, alt)
@@ -97,7 +102,18 @@ def test_film_is_h264_sharp_even_and_reproducible():
     film = figures.encode_film(frames)
     assert film == figures.encode_film(frames)
     assert b"avc1" in film
-    decode = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", "-", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    decode = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        "-",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-",
+    ]
     raw = subprocess.run(decode, input=film, capture_output=True, check=True).stdout
     back = np.frombuffer(raw, np.uint8).reshape(5, 320, 320, 3)
     small = back.reshape(5, 10, 32, 10, 32, 3).mean(axis=(2, 4)) / 255
@@ -108,7 +124,9 @@ def test_show_film_has_controls_label_and_escapes_the_alt():
     with capture_output() as captured:
         figures.show_film(np.zeros((2, 8, 8, 3), np.uint8), "film", 'a "black" film < nothing')
     data = captured.outputs[0].data
-    assert " controls " in data["text/html"] and 'aria-label="a &quot;black&quot; film &lt; nothing"' in data["text/html"]
+    assert (
+        " controls " in data["text/html"] and 'aria-label="a &quot;black&quot; film &lt; nothing"' in data["text/html"]
+    )
     assert "http" not in data["text/html"]
     assert data["text/plain"].endswith("2x8x8x3")
 
@@ -182,7 +200,13 @@ def test_candidates_mark_the_answer():
 def test_table_shares_equal_cells_marks_and_escapes_texts():
     rows = [["maze", "ok", "a < b"], ["maze", "ok", "2"], ["shelf", "ok", "3"]]
     with capture_output() as captured:
-        figures.show_table(["task", "verdict", "value"], {"Claim": rows}, "claims", "table of three rows", marks={"ok": "good"})
+        figures.show_table(
+            ["task", "verdict", "value"],
+            {"Claim": rows},
+            "claims",
+            "table of three rows",
+            marks={"ok": "good"},
+        )
     (output,) = captured.outputs
     shown = output.data["text/html"]
     assert shown.count("<tr>") == 5 and 'tabindex="0"' in shown and 'aria-label="table of three rows"' in shown

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import gpu
-from cosutils.results import read_numbers
+from cosutils.report.results import read_numbers
 
 TINY = ["--size", "tiny", "--device", "cpu", "--steps", "3"]
 

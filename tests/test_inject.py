@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
-from cosutils.inject import Edit, from_noise, inject, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
-from cosutils.record import record, resume
+import tiny
+from cosutils.hooks.inject import (
+    Edit,
+    from_noise,
+    inject,
+    inject_each,
+    noise_at,
+    noise_at_frame,
+    noise_at_step,
+    renoise,
+)
+from cosutils.hooks.record import record, resume
 
 
 def run_with(pipe, *edits, **changes):

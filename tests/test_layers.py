@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from cosutils import layers
-from cosutils.capture import capture, raw
-from cosutils.loading import seeded, settings, use_preset
+from cosutils.hooks.capture import capture, raw
+from cosutils.measures import layers
 from cosutils.mini import tasks
 from cosutils.mini.codec import PatchCodec
 from cosutils.mini.model import build_pipeline, build_transformer
+from cosutils.pipelines.loading import seeded, settings, use_preset
 
 GRID = (5, 5, 5)
 
@@ -58,7 +58,11 @@ def test_contrast_is_a_log_ratio_without_the_artefacts():
 
 def test_gain_rank_and_agreement():
     ratio = np.array([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5.0]])
-    assert layers.gain(ratio) == 4 and layers.rank(ratio) == pytest.approx(1) and layers.agreement(ratio) == pytest.approx(1)
+    assert (
+        layers.gain(ratio) == 4
+        and layers.rank(ratio) == pytest.approx(1)
+        and layers.agreement(ratio) == pytest.approx(1)
+    )
     assert layers.agreement(np.stack([ratio[0], -ratio[0]])) == pytest.approx(-1)
     assert layers.thirds(10) == ([0, 1, 2, 3], [4, 5, 6], [7, 8, 9])
     with pytest.raises(ValueError, match="at least 3 layers"):

@@ -10,7 +10,6 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import WanImageToVideoPipeline
 from diffusers.hooks import HookRegistry
@@ -18,15 +17,16 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
-from cosutils._lora import active_lora, add_lora
-from cosutils._text import remember_prompts
-from cosutils.capture import capture
-from cosutils.loading import _place, load, seeded, settings, use_preset
+import tiny
+from cosutils.hooks.capture import capture
+from cosutils.hooks.record import record
 from cosutils.mini import tasks
 from cosutils.mini.codec import PatchCodec
 from cosutils.mini.model import build_pipeline, build_transformer
-from cosutils.record import record
-from cosutils.schedule import ExactEulerScheduler, flow_sigmas
+from cosutils.pipelines.loading import _place, load, seeded, settings, use_preset
+from cosutils.pipelines.lora import active_lora, add_lora
+from cosutils.pipelines.schedule import ExactEulerScheduler, flow_sigmas
+from cosutils.pipelines.text import remember_prompts
 
 
 def write_sums(folder):
@@ -369,7 +369,7 @@ def test_the_waiting_encoder_stays_a_component_like_any_other(two_experts, tmp_p
 
 def test_the_encoder_forgets_the_oldest_prompt(monkeypatch):
     encoder = tiny.text_encoder()
-    monkeypatch.setattr("cosutils._text.REMEMBERED", 2)
+    monkeypatch.setattr("cosutils.pipelines.text.REMEMBERED", 2)
     remember_prompts(encoder)
     forwards = []
     encoder.encoder.register_forward_hook(lambda *_: forwards.append(1))
@@ -420,7 +420,7 @@ def test_a_hub_id_is_read_from_the_local_cache(two_experts, tmp_path):
         (folder / "refs").mkdir()
         (folder / "refs" / "main").write_text("0" * 40)
     script = (
-        "import cosutils as cos; from cosutils._lora import active_lora\n"
+        "import cosutils as cos; from cosutils.pipelines.lora import active_lora\n"
         "pipe = cos.load('tests/tiny-a14b', 'paper', lora='tests/tiny-lora')\n"
         "print(pipe.config.boundary_ratio, active_lora(pipe))\n"
         "for model, lora in (('tests/absent', None), ('tests/tiny-a14b', 'tests/absent/x.safetensors')):\n"
@@ -432,7 +432,7 @@ def test_a_hub_id_is_read_from_the_local_cache(two_experts, tmp_path):
     assert done.returncode == 0, done.stderr
     facts, model, lora = done.stdout.splitlines()
     names = {"0_pytorch_lora_weights": 1.0}
-    assert facts == f"0.875 {({'transformer': names, 'transformer_2': names})}"
+    assert facts == f"0.875 { ({'transformer': names, 'transformer_2': names}) }"
     assert model.startswith("could not load tests/absent: ")
     assert lora.startswith("could not load the LoRA tests/absent/x.safetensors (x.safetensors): ")
 

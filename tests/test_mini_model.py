@@ -9,14 +9,14 @@ import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
 
-from cosutils.loading import load, use_preset
 from cosutils.mini import tasks, text, world
 from cosutils.mini.codec import PatchCodec
-from cosutils.mini.evaluate import scores
 from cosutils.mini.export import export
 from cosutils.mini.model import SHIFT, build_pipeline, build_transformer, condition, generate, teach
-from cosutils.mini.release import release
-from cosutils.mini.train import Puzzles, fit_codec, inherit
+from cosutils.pipelines.loading import load, use_preset
+from cosutils.training.evaluate import scores
+from cosutils.training.release import release
+from cosutils.training.train import Puzzles, fit_codec, inherit
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_training_puzzles_are_a_pure_function_of_their_number():
 
 
 def test_training_resumes_and_the_loss_falls(tmp_path):
-    command = [sys.executable, "-m", "cosutils.mini.train", "--out", str(tmp_path), "--tasks", "shelf", "--layers", "1",
+    command = [sys.executable, "-m", "cosutils.training.train", "--out", str(tmp_path), "--tasks", "shelf", "--layers", "1",
                "--batch", "16", "--every", "320"]  # fmt: skip
     for samples in ("320", "960"):
         subprocess.run([*command, "--samples", samples], check=True, capture_output=True)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from cosutils.mini import tasks, world
-from cosutils.mini.evaluate import CONTROLS, REPORT, TRAIN, VALIDATION, control
+from cosutils.mini.controls import CONTROLS, control
+from cosutils.training.evaluate import REPORT, TRAIN, VALIDATION
 
 SEEDS = range(20)
 every_task = pytest.mark.parametrize("name", tasks.NAMES)
@@ -91,7 +92,10 @@ def test_read_inverts_draw():
         (lambda: tasks.sample("maze", 0, 5), r"maze has difficulties \[4, 6, 8, 10, 12\], got 5"),
         (lambda: tasks.sample("maze", 0).score(np.zeros((16, 80, 80, 3))), "a maze film has shape"),
         (lambda: tasks.sample("maze", 0).candidates(np.zeros((40, 40, 3))), "the last frame of a maze film"),
-        (lambda: control("blur", tasks.sample("maze", 0)), "unknown control 'blur'; controls are frozen, noise"),
+        (
+            lambda: control("blur", tasks.sample("maze", 0)),
+            "unknown control 'blur'; controls are frozen, noise",
+        ),
         (lambda: world.read(np.zeros((40, 40, 3))), "pictures must end in"),
         (lambda: world.draw(np.zeros((4, 4), int)), "tile numbers must end in"),
     ],
@@ -143,7 +147,8 @@ def test_inputs_name_the_prompt_length_of_the_embedded_model_only():
 
 
 @pytest.mark.parametrize(
-    "size", [dict(pixels=100), dict(pixels=0), dict(pixels=80.0), dict(frames=21), dict(frames=1), dict(frames=True)]
+    "size",
+    [dict(pixels=100), dict(pixels=0), dict(pixels=80.0), dict(frames=21), dict(frames=1), dict(frames=True)],
 )
 def test_sizes_that_cannot_be_drawn_are_refused(size):
     with pytest.raises(ValueError, match=r"a multiple of 80 pixels a side and 16 m \+ 1 frames .* got pixels="):
@@ -160,6 +165,8 @@ def test_films_of_another_size_are_refused():
         world.reduced(np.zeros((160, 160, 3)))
     with pytest.raises(ValueError, match="got pixels=80 and frames=5"):
         world.reduced(np.zeros((5, 80, 80, 3)))
+
+
 def turned(first, prompt):
     """The rotation puzzle solved from picture and prompt alone: every cell about the dark one."""
     times = int(prompt.split()[-2]) // 90

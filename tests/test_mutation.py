@@ -34,92 +34,92 @@ SWEEP = "test_inject.py::test_a_sweep_from_recorded_steps_equals_full_runs[euler
 CHANGES = {
     # the clean estimate, the schedule, the decoder
     "velocity without its sigma": Change(
-        "families/base.py", "return x - sigma.to(x) * v.float()", "return x - v.float()", DEFINITIONS
+        "pipelines/families/base.py", "return x - sigma.to(x) * v.float()", "return x - v.float()", DEFINITIONS
     ),
     "sign of the velocity": Change(
-        "families/base.py", "return x - sigma.to(x)", "return x + sigma.to(x)", DEFINITIONS
+        "pipelines/families/base.py", "return x - sigma.to(x)", "return x + sigma.to(x)", DEFINITIONS
     ),
     "sigma of the next step": Change(
-        "_scheduler.py", "estimate(x, v, self.sigmas[step])", "estimate(x, v, self.sigmas[step + 1])", DEFINITIONS
+        "hooks/_call.py", "estimate(x, v, self.sigmas[step])", "estimate(x, v, self.sigmas[step + 1])", DEFINITIONS
     ),
     "estimate of a run that kept x and v": Change(
-        "record.py", "solver.estimate(x, run.v[step], run.sigmas[step]) for", "x - run.v[step].float() for",
+        "hooks/record.py", "solver.estimate(x, run.v[step], run.sigmas[step]) for", "x - run.v[step].float() for",
         "test_inject.py::test_a_sweep_of_a_run_without_estimates_makes_them_anew",
     ),
     "formula of the shift": Change(
-        "schedule.py", "shift * s / (1 + (shift - 1) * s)", "shift * s / (1 + shift * s)",
+        "pipelines/schedule.py", "shift * s / (1 + (shift - 1) * s)", "shift * s / (1 + shift * s)",
         "test_schedule.py::test_sigmas_are_the_authors[3.0-4]",
     ),
     "shift of the paper's preset": Change(
-        "schedule.py", '0.875, "euler", 5.0', '0.875, "euler", 3.0',
+        "pipelines/schedule.py", '0.875, "euler", 5.0', '0.875, "euler", 3.0',
         "test_schedule.py::test_number_of_high_noise_steps[paper-21]",
     ),
     "expert boundary of the paper's preset": Change(
-        "schedule.py", '5.0, 5.0, 0.875, "euler"', '5.0, 5.0, 0.9, "euler"',
+        "pipelines/schedule.py", '5.0, 5.0, 0.875, "euler"', '5.0, 5.0, 0.9, "euler"',
         "test_schedule.py::test_number_of_high_noise_steps[paper-21]",
     ),
     "scale of the latents that are decoded": Change(
-        "families/wan.py", "latents / (1.0 / std) + mean", "latents / std + mean",
+        "pipelines/families/wan.py", "latents / (1.0 / std) + mean", "latents / std + mean",
         "test_record.py::test_decode_gives_the_pipelines_own_pixels[a14b]",
     ),
     # going on from a recorded step
-    "resume off by one": Change("record.py", "solver.begin(scheduler, step)", "solver.begin(scheduler, step - 1)", RESUME),
+    "resume off by one": Change("hooks/record.py", "solver.begin(scheduler, step)", "solver.begin(scheduler, step - 1)", RESUME),
     "estimate of the wrong step at a resume": Change(
-        "record.py", "(run.x0 or _estimates(run, solver))[step - 1]", "(run.x0 or _estimates(run, solver))[step]", SWEEP
+        "hooks/record.py", "(run.x0 or _estimates(run, solver))[step - 1]", "(run.x0 or _estimates(run, solver))[step]", SWEEP
     ),
     # disturbances
     "renoise at the sigma of another step": Change(
-        "inject.py", "sigma = hub.sigmas[step]", "sigma = hub.sigmas[step - 1]",
+        "hooks/inject.py", "sigma = hub.sigmas[step]", "sigma = hub.sigmas[step - 1]",
         "test_inject.py::test_renoise_keeps_the_estimate_at_the_right_sigma[euler]",
     ),
     "renoise without the estimate": Change(
-        "inject.py", "hub.family.solver.signal(sigma).to(new) * hub.x0", "0 * hub.x0",
+        "hooks/inject.py", "hub.family.solver.signal(sigma).to(new) * hub.x0", "0 * hub.x0",
         "test_inject.py::test_renoise_keeps_the_estimate_at_the_right_sigma[euler]",
     ),
     "noise in the wrong frame": Change(
-        "inject.py", "x[:, :, edit.frame] = new", "x[:, :, edit.frame - 1] = new",
+        "hooks/inject.py", "x[:, :, edit.frame] = new", "x[:, :, edit.frame - 1] = new",
         "test_inject.py::test_noise_at_one_step_and_frame",
     ),
     "the same noise at every step": Change(
-        "inject.py", "SeedSequence([edit.seed, step])", "SeedSequence([edit.seed, 0])",
+        "hooks/inject.py", "SeedSequence([edit.seed, step])", "SeedSequence([edit.seed, 0])",
         "test_inject.py::test_noise_at_frame_touches_one_frame_at_every_step[euler]",
     ),
     "an edit that the solver's memory undoes": Change(
-        "_scheduler.py", "if step in self.edits:", "if step in ():",
+        "hooks/_call.py", "if step in self.edits:", "if step in ():",
         "test_inject.py::test_unipc_does_not_undo_the_noise",
     ),
     # other pipelines than Wan
     "estimate of a v-prediction": Change(
-        "families/cogvideox.py", "return self.signal(sigma).to(x) * x", "return x",
+        "pipelines/families/cogvideox.py", "return self.signal(sigma).to(x) * x", "return x",
         "test_families.py::test_the_recorded_quantities_are_the_models_own[cogvideox_ddim]",
     ),
     "signal of a v-prediction": Change(
-        "families/cogvideox.py", "(1 - sigma.double() ** 2).sqrt()", "1 - sigma.double()",
+        "pipelines/families/cogvideox.py", "(1 - sigma.double() ** 2).sqrt()", "1 - sigma.double()",
         "test_families.py::test_renoise_keeps_the_estimate_at_the_right_level[cogvideox_ddim]",
     ),
     "memory of DPM across an edit": Change(
-        "families/cogvideox.py", "if step not in edits:", "if step not in ():",
+        "pipelines/families/cogvideox.py", "if step not in edits:", "if step not in ():",
         "test_families.py::test_the_memory_of_dpm_does_not_reach_across_an_edit",
     ),
     "the held frame in the wrong place": Change(
-        "families/base.py", "if held is None else held, part], 2)", "if held is None else held, part.flip(2)], 2)",
+        "pipelines/families/base.py", "if held is None else held, part], 2)", "if held is None else held, part.flip(2)], 2)",
         "test_families.py::test_noise_at_a_frame_touches_one_frame[ltx]",
     ),
     "the other half of the batch": Change(
-        "families/ltx.py", '(("uncond", "cond"),)', '(("cond", "uncond"),)',
+        "pipelines/families/ltx.py", '(("uncond", "cond"),)', '(("cond", "uncond"),)',
         "test_families.py::test_the_positive_branch_knows_nothing_of_the_negative_prompt[ltx]",
     ),
     "order of the axes of the token grid": Change(
-        "_branches.py", "hub.family.patch(hub.pipe), strict=True))", "hub.family.patch(hub.pipe), strict=True))[::-1]",
+        "hooks/_blocks.py", "hub.family.patch(hub.pipe), strict=True))", "hub.family.patch(hub.pipe), strict=True))[::-1]",
         "test_families.py::test_the_map_shows_a_change_where_it_is[cogvideox_ddim]",
     ),
     "the stand-in frames of HunyuanVideo in the film": Change(
-        "families/hunyuan.py", "film[:, :, DROPPED:]", "film[:, :, :-DROPPED]",
+        "pipelines/families/hunyuan.py", "film[:, :, DROPPED:]", "film[:, :, :-DROPPED]",
         "test_families.py::test_decode_gives_the_pipelines_own_pixels[hunyuan_concat]",
     ),
     # block states: read, exchanged, merged
     "order of frames in the tokens of a region": Change(
-        "capture.py", "return inside.flatten()", "return inside.permute(2, 1, 0).flatten()",
+        "hooks/capture.py", "return inside.flatten()", "return inside.permute(2, 1, 0).flatten()",
         "test_capture.py::test_token_subsets_and_regions_select_in_f_major_order",
     ),
     "order of frames in an energy map": Change(
@@ -128,135 +128,135 @@ CHANGES = {
         "test_metrics.py::test_energy_is_the_norm_of_each_token_in_grid_order",
     ),
     "the other branch of the guidance": Change(
-        "_branches.py", "self.passes[self.forwards - 1]", "self.passes[-self.forwards]",
+        "hooks/_blocks.py", "self.passes[self.forwards - 1]", "self.passes[-self.forwards]",
         "test_capture.py::test_states_are_the_blocks_own_outputs_and_inputs",
     ),
     "scale of the projection": Change(
-        "capture.py", "(matrix / dim**0.5)", "(matrix / dim)",
+        "hooks/capture.py", "(matrix / dim**0.5)", "(matrix / dim)",
         "test_capture.py::test_projection_is_seeded_linear_and_keeps_norms_on_average",
     ),
     "a delta swap without the donor's input": Change(
-        "swap.py", "(own_in[rows].float() - their_in.float())", "own_in[rows].float()",
+        "hooks/swap.py", "(own_in[rows].float() - their_in.float())", "own_in[rows].float()",
         "test_swap.py::test_state_and_delta_write_what_they_say",
     ),
     "a swap outside the mask": Change(
-        "swap.py", "torch.where(mask.to(own_out.device)", "torch.where(~mask.to(own_out.device)",
+        "hooks/swap.py", "torch.where(mask.to(own_out.device)", "torch.where(~mask.to(own_out.device)",
         "test_swap.py::test_a_token_mask_keeps_the_rest[flat]",
     ),
     "ensemble mean over tokens instead of seeds": Change(
-        "ensemble.py", "groups.mean(1, keepdim=True).expand_as", "groups.mean(2, keepdim=True).expand_as",
+        "hooks/ensemble.py", "groups.mean(1, keepdim=True).expand_as", "groups.mean(2, keepdim=True).expand_as",
         "test_ensemble.py::test_merging_does_what_the_formula_says",
     ),
     "continuation of another seed": Change(
-        "ensemble.py", "list(range(keep, batch, group))", "list(range(group - 1 - keep, batch, group))",
+        "hooks/ensemble.py", "list(range(keep, batch, group))", "list(range(group - 1 - keep, batch, group))",
         "test_ensemble.py::test_a_single_continuation_is_that_row_of_the_ensemble[a14b-euler-fp32]",
     ),
     "an average over something else than seeds": Change(
-        "planning.py", "shared = (1 - sigma) * x0.mean(0, keepdim=True)", "shared = (1 - sigma) * x0.mean(1, keepdim=True)",
+        "measures/planning.py", "shared = (1 - sigma) * x0.mean(0, keepdim=True)", "shared = (1 - sigma) * x0.mean(1, keepdim=True)",
         "test_planning.py::test_averages_do_what_the_formula_says[x0]",
     ),
     "the odd one out chosen": Change(
-        "planning.py", "return -distances(films)", "return distances(films)",
+        "measures/planning.py", "return -distances(films)", "return distances(films)",
         "test_planning.py::test_the_odd_one_out_is_not_chosen",
     ),
     # what a disturbance costs
     "similarity for dissimilarity": Change(
-        "perturb.py", "1 - linear_cka(a, b)", "linear_cka(a, b)",
+        "measures/perturb.py", "1 - linear_cka(a, b)", "linear_cka(a, b)",
         "test_perturb.py::test_dissimilarity_is_none_for_rotated_tokens_and_much_for_shuffled_ones",
     ),
     "damage per cell divided by the wrong number": Change(
-        "perturb.py", "step / runs[0].frames - frame / runs[0].steps", "step / runs[0].steps - frame / runs[0].frames",
+        "measures/perturb.py", "step / runs[0].frames - frame / runs[0].steps", "step / runs[0].steps - frame / runs[0].frames",
         "test_perturb.py::test_tables_and_measures_of_made_falls",
     ),
     "damage at the first step counted": Change(
-        "perturb.py", "table.items() if step > 0], 0)", "table.items() if step >= 0], 0)",
+        "measures/perturb.py", "table.items() if step > 0], 0)", "table.items() if step >= 0], 0)",
         "test_perturb.py::test_tables_and_measures_of_made_falls",
     ),
     "a peak picked on the run that it is read on": Change(
-        "perturb.py", "(ends.sum(0) - ends) / (len(ends) - 1)", "ends / (len(ends) - 1)",
+        "measures/perturb.py", "(ends.sum(0) - ends) / (len(ends) - 1)", "ends / (len(ends) - 1)",
         "test_perturb.py::test_a_peak_is_picked_on_the_other_runs",
     ),
     # behaviours along the steps
     "repairs taken for damage": Change(
-        "behaviour.py", "return rows & ~before, before & ~rows", "return before & ~rows, rows & ~before",
+        "measures/behaviour.py", "return rows & ~before, before & ~rows", "return before & ~rows, rows & ~before",
         "test_behaviour.py::test_turns_tell_repairs_from_damage",
     ),
     "nothing shown counted as right": Change(
-        "behaviour.py", "(trace.evidence.max(1) > 0)", "(trace.evidence.max(1) >= 0)",
+        "measures/behaviour.py", "(trace.evidence.max(1) > 0)", "(trace.evidence.max(1) >= 0)",
         "test_behaviour.py::test_right_answers_lead_and_nothing_shown_is_not_right",
     ),
     "the best step for the worst": Change(
-        "behaviour.py", "rows.mean(0).argmin()", "rows.mean(0).argmax()",
+        "measures/behaviour.py", "rows.mean(0).argmin()", "rows.mean(0).argmax()",
         "test_behaviour.py::test_the_worst_step_is_the_one_with_the_lowest_rate",
     ),
     "an onset that need not hold": Change(
-        "behaviour.py", "good = np.flip(np.logical_and.accumulate(np.flip(np.asarray(share) >= level, -1), -1), -1)",
+        "measures/behaviour.py", "good = np.flip(np.logical_and.accumulate(np.flip(np.asarray(share) >= level, -1), -1), -1)",
         "good = np.asarray(share) >= level", "test_behaviour.py::test_an_onset_holds_to_the_end",
     ),
     "sign of the lag across frames": Change(
-        "behaviour.py", "known[-half:].mean() - known[:half].mean()", "known[:half].mean() - known[-half:].mean()",
+        "measures/behaviour.py", "known[-half:].mean() - known[:half].mean()", "known[:half].mean() - known[-half:].mean()",
         "test_behaviour.py::test_switches_find_the_step_of_each_frame",
     ),
     # what blocks look at, and what can be read in them
     "foreground without what the film changes": Change(
-        "layers.py", "STRUCTURE) | (sample.ids != sample.ids[0]), grid)", "STRUCTURE), grid)",
+        "measures/layers.py", "STRUCTURE) | (sample.ids != sample.ids[0]), grid)", "STRUCTURE), grid)",
         "test_layers.py::test_foreground_is_what_is_drawn_and_the_places_of_answers_do_not_overlap",
     ),
     "sign of the contrast": Change(
-        "layers.py", "np.log(mean(inside)) - np.log(mean(other))", "np.log(mean(other)) - np.log(mean(inside))",
+        "measures/layers.py", "np.log(mean(inside)) - np.log(mean(other))", "np.log(mean(other)) - np.log(mean(inside))",
         "test_layers.py::test_contrast_is_a_log_ratio_without_the_artefacts",
     ),
     "the smallest tokens left out for the largest": Change(
-        "layers.py", "np.argsort(tokens, -1)[..., -count:]", "np.argsort(tokens, -1)[..., :count]",
+        "measures/layers.py", "np.argsort(tokens, -1)[..., -count:]", "np.argsort(tokens, -1)[..., :count]",
         "test_layers.py::test_contrast_is_a_log_ratio_without_the_artefacts",
     ),
     "a local variance that counts what lies outside": Change(
-        "layers.py", "count_include_pad=False", "count_include_pad=True",
+        "measures/layers.py", "count_include_pad=False", "count_include_pad=True",
         "test_layers.py::test_local_variance_sees_neighbours_only",
     ),
     "gain of the middle layers": Change(
-        "layers.py", "first, _, last = thirds(", "first, last, _ = thirds(",
+        "measures/layers.py", "first, _, last = thirds(", "first, last, _ = thirds(",
         "test_layers.py::test_gain_rank_and_agreement",
     ),
     "a control that shuffles nothing": Change(
-        "probes.py", "np.roll(part, 1, axis=0)", "np.roll(part, 0, axis=0)",
+        "measures/probes.py", "np.roll(part, 1, axis=0)", "np.roll(part, 0, axis=0)",
         "test_probes.py::test_a_probe_reads_the_layer_that_holds_the_label",
     ),
     "ranks of the area under the curve off by one": Change(
-        "probes.py", "positive * (positive + 1) / 2", "positive * (positive - 1) / 2",
+        "measures/probes.py", "positive * (positive + 1) / 2", "positive * (positive - 1) / 2",
         "test_probes.py::test_area_under_the_curve",
     ),
     "cells that give the answer away": Change(
-        "probes.py", "changes.any(0) & ~changes.all(0)", "changes.any(0)",
+        "measures/probes.py", "changes.any(0) & ~changes.all(0)", "changes.any(0)",
         "test_probes.py::test_labels_lie_where_the_board_has_them",
     ),
     "a penalty that fades with the number of puzzles": Change(
-        "probes.py", "+= ridge * len(x)", "+= ridge",
+        "measures/probes.py", "+= ridge * len(x)", "+= ridge",
         "test_probes.py::test_the_penalty_does_not_depend_on_how_many_puzzles_say_the_same",
     ),
     "near the best, counted from zero instead of the floor": Change(
-        "probes.py", "(floor + level * (best - floor))", "(level * best)",
+        "measures/probes.py", "(floor + level * (best - floor))", "(level * best)",
         "test_probes.py::test_near_best_needs_something_to_read",
     ),
     "sign of the gap between layers": Change(
-        "probes.py", "layers[1] - layers[0]", "layers[0] - layers[1]",
+        "measures/probes.py", "layers[1] - layers[0]", "layers[0] - layers[1]",
         "test_probes.py::test_the_gap_counts_layers_and_is_left_out_where_nothing_is_readable",
     ),
     # exchanges between runs
     "a donor with the recipient's prompt": Change(
-        "exchange.py", "[prompt] + [sample.prompt]", "[sample.prompt] + [sample.prompt]",
+        "measures/exchange.py", "[prompt] + [sample.prompt]", "[sample.prompt] + [sample.prompt]",
         "test_exchange.py::test_rows_are_the_donor_the_recipient_and_every_exchange",
     ),
     "a region that holds the given frame": Change(
-        "exchange.py", "mask[0] = False", "mask[0] = mask[0]",
+        "measures/exchange.py", "mask[0] = False", "mask[0] = mask[0]",
         "test_exchange.py::test_a_region_is_both_answers_places_after_the_given_frame",
     ),
     "a region of what both answers share": Change(
-        "exchange.py", "!= sample.blank) | (sample.twin()", "!= sample.blank) & (sample.twin()",
+        "measures/exchange.py", "!= sample.blank) | (sample.twin()", "!= sample.blank) & (sample.twin()",
         "test_exchange.py::test_a_region_is_both_answers_places_after_the_given_frame",
     ),
     "an exchange that goes on for a step": Change(
-        "exchange.py", "range(self.first)", "range(self.first + 1)",
+        "measures/exchange.py", "range(self.first)", "range(self.first + 1)",
         "test_exchange.py::test_an_exchange_ends_after_its_steps",
     ),
     # numbers and verdicts
@@ -277,52 +277,52 @@ CHANGES = {
         "test_metrics.py::test_paired_interval_is_tighter_than_the_spread_of_samples",
     ),
     "settling against the first step": Change(
-        "chain.py", "agreement(step, tiles[-1],", "agreement(step, tiles[0],",
+        "measures/chain.py", "agreement(step, tiles[-1],", "agreement(step, tiles[0],",
         "test_chain.py::test_a_trace_reads_every_step",
     ),
     "a verdict supported by overlap": Change(
-        "claims.py", "all(low >= start and high <= stop", "all(high >= start and low <= stop",
+        "report/claims.py", "all(low >= start and high <= stop", "all(high >= start and low <= stop",
         "test_claims.py::test_verdicts_follow_from_the_intervals",
     ),
     "a verdict refused by overlap": Change(
-        "claims.py", "any(high < start or low > stop", "any(low < start or high > stop",
+        "report/claims.py", "any(high < start or low > stop", "any(low < start or high > stop",
         "test_claims.py::test_verdicts_follow_from_the_intervals",
     ),
     "a missing number taken for one in range": Change(
-        "claims.py", '{"low": -np.inf, "high": np.inf}, span)', '{"low": span[0], "high": span[1]}, span)',
+        "report/claims.py", '{"low": -np.inf, "high": np.inf}, span)', '{"low": span[0], "high": span[1]}, span)',
         "test_claims.py::test_claims_are_judged_by_task_and_a_missing_measure_decides_nothing",
     ),
     "the default run before the full one": Change(
-        "evidence.py", '"full" if "full" in runs else "default"', '"default" if "default" in runs else "full"',
+        "report/evidence.py", '"full" if "full" in runs else "default"', '"default" if "default" in runs else "full"',
         "test_evidence.py::test_the_full_run_decides_and_the_default_run_where_there_is_none",
     ),
     "a default run shown as a full one": Change(
-        "evidence.py", 'if f.run == "full" else f"', 'if f.run else f"',
+        "report/evidence.py", 'if f.run == "full" else f"', 'if f.run else f"',
         "test_evidence.py::test_the_map_shows_a_sign_for_every_verdict",
     ),
     "other weights called shipped": Change(
-        "evidence.py", '"shipped" if weights == here', '"shipped" if weights != here',
+        "report/evidence.py", '"shipped" if weights == here', '"shipped" if weights != here',
         "test_evidence.py::test_origin_tells_shipped_weights_from_others",
     ),
     "a refusal told as support": Change(
-        "lessons.py", 'if len(parts["supported"]) == len(judged):', 'if len(parts["supported"]) <= len(judged):',
+        "report/lessons.py", 'if len(parts["supported"]) == len(judged):', 'if len(parts["supported"]) <= len(judged):',
         "test_evidence.py::test_a_lesson_follows_from_the_verdicts_and_names_the_numbers",
     ),
     # the benchmark: puzzles, films, runs, scores
     "frames rounded down": Change(
-        "vbvr.py", "-(-(frames - 1) // stride) * stride + 1", "(frames - 1) // stride * stride + 1",
+        "vbvr/puzzles.py", "-(-(frames - 1) // stride) * stride + 1", "(frames - 1) // stride * stride + 1",
         "test_vbvr.py::test_frames_and_sides_are_rounded_up_as_the_authors_do",
     ),
     "a picture cut to a square": Change(
-        "vbvr.py", "side = max(image.size)", "side = min(image.size)",
+        "vbvr/puzzles.py", "side = max(image.size)", "side = min(image.size)",
         "test_vbvr.py::test_nothing_is_cut_off_a_picture_made_square",
     ),
     "an answer where the evaluator does not look": Change(
-        "vbvr.py", "self.task, f\"{self.number:05d}\"", "self.task, f\"{self.number:04d}\"",
+        "vbvr/puzzles.py", "self.task, f\"{self.number:05d}\"", "self.task, f\"{self.number:04d}\"",
         "test_vbvr.py::test_answers_lie_where_the_evaluator_looks_and_finished_work_is_known",
     ),
     "pictures of several sizes let pass": Change(
-        "vbvr.py", "width != height or len(set(sizes.values())) > 1", "width != height",
+        "vbvr/puzzles.py", "width != height or len(set(sizes.values())) > 1", "width != height",
         "test_vbvr.py::test_an_odd_file_is_named[picture of another size-final_frame.png 512x512]",
     ),
     "a key frame every 16": Change(
@@ -337,43 +337,43 @@ CHANGES = {
         "test_films.py::test_films_are_square_short_groups_and_keep_their_colours",
     ),
     "the same noise for every puzzle of a sweep": Change(
-        "conditions.py", ' treatment(spec), spec["noise_seed"] + spec.get("seed", 0)', ' treatment(spec), spec["noise_seed"]',
+        "scale/conditions.py", ' treatment(spec), spec["noise_seed"] + spec.get("seed", 0)', ' treatment(spec), spec["noise_seed"]',
         "test_sweep.py::test_a_run_is_the_call_it_describes",
     ),
     "an ensemble of one seed": Change(
-        "conditions.py", "seeded(range(first, first + what.size))", "seeded([first] * what.size)",
+        "scale/conditions.py", "seeded(range(first, first + what.size))", "seeded([first] * what.size)",
         "test_sweep.py::test_ensembles_are_the_calls_they_describe",
     ),
     "noise that is put in without the rounding of a full run": Change(
-        "inject.py", "return replaced[0].to(model.dtype), replaced[1]", "return replaced",
+        "hooks/inject.py", "return replaced[0].to(model.dtype), replaced[1]", "return replaced",
         "test_inject.py::test_a_run_from_the_noise_on_equals_the_full_one[a14b-euler-bfloat16]",
     ),
     "estimates that a measure needs left out": Change(
-        "conditions.py", ' and "commitment" not in spec["measures"]', "",
+        "scale/conditions.py", ' and "commitment" not in spec["measures"]', "",
         "test_sweep.py::test_the_effort_counts_the_steps_that_are_computed",
     ),
     "a name that does not know the weights": Change(
-        "spec.py", "{hashlib.file_digest(file, 'sha256').hexdigest()}", "",
+        "scale/spec.py", "{hashlib.file_digest(file, 'sha256').hexdigest()}", "",
         "test_sweep.py::test_changed_weights_and_changed_samples_change_the_name",
     ),
     "the first frame compared with the true last one": Change(
-        "spec.py", "np.abs(film[-1] - sample.video[-1])", "np.abs(film[0] - sample.video[-1])",
+        "scale/spec.py", "np.abs(film[-1] - sample.video[-1])", "np.abs(film[0] - sample.video[-1])",
         "test_sweep.py::test_a_measure_against_the_true_last_frame",
     ),
     "a scorer that failed let pass": Change(
-        "official.py", 'if sample["error"] is not None:', 'if sample["error"] == 0:',
+        "vbvr/official.py", 'if sample["error"] is not None:', 'if sample["error"] == 0:',
         "test_official.py::test_what_the_kit_lets_pass_is_an_error[error-scorer failed on model .*O-60.*/00000 .*bad matrix]",
     ),
     "a mix of scores let pass": Change(
-        "official.py", 'sample["dimensions"] != {"task_specific": sample["score"]} or not', "not",
+        "vbvr/official.py", 'sample["dimensions"] != {"task_specific": sample["score"]} or not', "not",
         "test_official.py::test_what_the_kit_lets_pass_is_an_error[mix-does not know that evaluator]",
     ),
     "floors of another scorer": Change(
-        "official.py", 'f"{kit.digest} {kit.opencv} {NOISE}"', 'f"{kit.opencv} {NOISE}"',
+        "vbvr/official.py", 'f"{kit.digest} {kit.opencv} {NOISE}"', 'f"{kit.opencv} {NOISE}"',
         "test_official.py::test_references_are_kept_until_something_changes",
     ),
     "the answer for a floor": Change(
-        "official.py", "np.asarray(puzzle.image)[None]", "np.asarray(puzzle.final)[None]",
+        "vbvr/official.py", "np.asarray(puzzle.image)[None]", "np.asarray(puzzle.final)[None]",
         "test_official.py::test_model_truth_and_floors_are_scored_in_the_kits_layout",
     ),
     # the embedded world

@@ -1,4 +1,5 @@
 """nbval passes a cell that was never run, so stripped notebooks would go unseen; these tests close that hole."""
+
 from __future__ import annotations
 
 import ast
@@ -71,7 +72,7 @@ def test_every_picture_has_alt_text_name_and_caption(code):
             if not any(kind.startswith("image/") or kind == "text/html" for kind in output.get("data", {})):
                 continue
             texts = output.metadata.get("cos")
-            assert texts, f"show pictures with cosutils.figures.show or show_film:\n{cell.source}"
+            assert texts, f"show pictures with cosutils.report.figures.show or show_film:\n{cell.source}"
             assert cell.metadata.mystnb.image.alt == texts.alt and len(texts.alt.split()) >= 3, ADVICE
             assert cell.metadata.mystnb.figure == {"name": texts.name, "caption": texts.caption}, ADVICE
             names.append(texts.name)

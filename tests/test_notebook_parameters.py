@@ -11,7 +11,7 @@ from pathlib import Path
 import papermill
 import pytest
 
-from cosutils.results import read_numbers
+from cosutils.report.results import read_numbers
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -43,10 +43,22 @@ TINY = {
 READERS = {"11_evidence"}  # reads the numbers of all others and records none of its own
 # {what is wrong: (notebook, parameters, the sentence)}
 WRONG = {
-    "model": ("12_your_turn", dict(model="cos-maxi"), "ValueError: unknown model 'cos-maxi': choose 'cos-mini', an existing "),
-    "task": ("00_setup", dict(tasks=["mase", "maze"]), "ValueError: unknown task 'mase'; tasks are maze, two_routes, "),
+    "model": (
+        "12_your_turn",
+        dict(model="cos-maxi"),
+        "ValueError: unknown model 'cos-maxi': choose 'cos-mini', an existing ",
+    ),
+    "task": (
+        "00_setup",
+        dict(tasks=["mase", "maze"]),
+        "ValueError: unknown task 'mase'; tasks are maze, two_routes, ",
+    ),
     "steps": ("00_setup", dict(steps=0), "ValueError: steps must be 1 or more, got 0"),
-    "puzzles": ("12_your_turn", dict(puzzles=1), "ValueError: an interval needs at least 2 values in one axis, all finite, got "),
+    "puzzles": (
+        "12_your_turn",
+        dict(puzzles=1),
+        "ValueError: an interval needs at least 2 values in one axis, all finite, got ",
+    ),
 }
 
 

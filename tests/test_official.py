@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosutils import official, vbvr
-from cosutils.loading import data_folder
+from cosutils import vbvr
+from cosutils.pipelines.loading import data_folder
+from cosutils.vbvr import official
 
 SAMPLES = data_folder() / "vbvr-samples"
 TRUTH = SAMPLES / "ground-truth"
 
-STAND_IN = '''
+STAND_IN = """
 import argparse, json, os, re, sys
 import imageio.v3 as iio, numpy as np
 from PIL import Image
@@ -58,7 +59,7 @@ with open(calls, "a") as log:
     log.write(json.dumps(dict(name=name, device=args.device, samples=samples)) + "\\n")
 with open(os.path.join(args.output_dir, name + "_vbvr_results.json"), "w") as out:
     json.dump(dict(samples=samples), out)
-'''
+"""
 
 
 @pytest.fixture
@@ -112,7 +113,12 @@ def test_model_truth_and_floors_are_scored_in_the_kits_layout(kit, puzzles, answ
     assert list(seen) == ["model", "ground-truth", "frozen-first-frame", "noise"]
     assert {call["device"] for call in seen.values()} == {"cpu"}
     lengths = {name: [sample["frames"] for sample in call["samples"]] for name, call in seen.items()}
-    assert lengths == {"model": [24, 22], "ground-truth": [24, 22], "frozen-first-frame": [5, 5], "noise": [5, 5]}
+    assert lengths == {
+        "model": [24, 22],
+        "ground-truth": [24, 22],
+        "frozen-first-frame": [5, 5],
+        "noise": [5, 5],
+    }
     left = sorted(entry.name for entry in work.iterdir())
     assert left == sorted([f"{name}_vbvr_results.json" for name in seen] + ["references.json"])
 
@@ -130,7 +136,12 @@ def test_references_are_kept_until_something_changes(kit, puzzles, answers, tmp_
     assert again.scores["noise-at-step-3"] == before.scores["model"] and again.scores["noise"] == before.scores["noise"]
     assert [call["name"] for call in calls(root)][4:] == ["noise-at-step-3"]
     official.score(puzzles[:1], answers, work)
-    assert [call["name"] for call in calls(root)][5:] == ["model", "ground-truth", "frozen-first-frame", "noise"]
+    assert [call["name"] for call in calls(root)][5:] == [
+        "model",
+        "ground-truth",
+        "frozen-first-frame",
+        "noise",
+    ]
     with open(root / "run_evaluation.py", "a") as script:
         script.write("# another scorer\n")
     official.score(puzzles[:1], answers, work)

@@ -15,14 +15,18 @@ from concurrent.futures import ProcessPoolExecutor
 import papermill
 import pytest
 from test_notebook_parameters import NOTEBOOKS, READERS, ROOT, TINY, run
-from tiny import saved
 
 import cosutils as cos
 from cosutils.mini import world
-from cosutils.results import read_numbers
+from cosutils.report.results import read_numbers
+from tiny import saved
 
 STAND_INS = {"vbvr_wan22": "a14b", "wan21_i2v_14b": "wan21", "wan22_ti2v_5b": "ti2v5b"}
-SIZES = {"a14b": dict(pixels=80, frames=17), "wan21": dict(pixels=80, frames=33), "ti2v5b": dict(pixels=80, frames=17)}
+SIZES = {
+    "a14b": dict(pixels=80, frames=17),
+    "wan21": dict(pixels=80, frames=33),
+    "ti2v5b": dict(pixels=80, frames=17),
+}
 PAGES = [name for name in NOTEBOOKS if name[:2] <= "13" and name not in READERS]
 PARTS = {"wan21_i2v_14b": ["07_layers"], "wan22_ti2v_5b": ["02_noise"]}  # the others run on these pages alone
 # shorter than the rows of `TINY`, or lists that have to fit four blocks and short films
@@ -55,7 +59,9 @@ def runs(tmp_path_factory, presets):
     models = {kind: str(saved(kind, folder / kind)) for kind in STAND_INS.values()}
     for preset, name in CASES:
         kind, given = STAND_INS[preset], presets[preset][name]
-        short = {key: value for key, value in (TINY[name] | SMALL.get(name, {})).items() if key not in ("model", "scale")}
+        short = {
+            key: value for key, value in (TINY[name] | SMALL.get(name, {})).items() if key not in ("model", "scale")
+        }
         loading = given["loading"] | dict(device="cpu")
         jobs[preset, name] = given | short | dict(model=models[kind], scale=SIZES[kind], loading=loading)
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:

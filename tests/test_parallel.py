@@ -15,19 +15,20 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
 from safetensors.torch import load_file, save_file
 
+import tiny
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cosutils._shards import Shard
-from cosutils.capture import capture, projection, raw, region, tokens
-from cosutils.ensemble import ensemble
+from cosutils.hooks._shards import Shard
+from cosutils.hooks.capture import capture, projection, raw, region, tokens
+from cosutils.hooks.ensemble import ensemble
+from cosutils.hooks.swap import swap
 from cosutils.metrics import energy
-from cosutils.swap import swap
 
 CASES = {
     "a14b": ("a14b", torch.float32),

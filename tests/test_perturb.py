@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import cosutils as cos
-from cosutils import perturb
-from cosutils.loading import use_preset
+from cosutils.measures import perturb
+from cosutils.measures.perturb import Flow, Runs, edits, parts, pixel_frames
 from cosutils.mini import tasks
 from cosutils.mini.model import build_pipeline, build_transformer
-from cosutils.mini.train import fit_codec
-from cosutils.perturb import Flow, Runs, edits, parts, pixel_frames
+from cosutils.pipelines.loading import use_preset
+from cosutils.training.train import fit_codec
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,11 @@ def test_tables_and_measures_of_made_falls():
         cos.Edit(None, 1, 0, True): whole(0.05), cos.noise_at(3, 1): {"whole": 0.3, "others": 0.2, "own": 0.6},
     }  # fmt: skip
     runs = [made(falls), made(falls)]
-    assert {k: v.tolist() for k, v in perturb.by_step(runs).items()} == {0: [0.9] * 2, 1: [0.2] * 2, 3: [0.4] * 2}
+    assert {k: v.tolist() for k, v in perturb.by_step(runs).items()} == {
+        0: [0.9] * 2,
+        1: [0.2] * 2,
+        3: [0.4] * 2,
+    }
     assert list(perturb.by_step(runs, renoised=True)) == [1, 3]
     assert [v[0] for v in perturb.by_frame(runs).values()] == [0.9, 0.1, 0.3]
     assert np.isnan(perturb.by_frame(runs, "own")[0]).all()

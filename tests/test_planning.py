@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from test_capture import untouched
 
+import tiny
+from cosutils.hooks.record import record
+from cosutils.measures.planning import average, choose_early, closeness, distances, leaders, passes
 from cosutils.mini import tasks, world
-from cosutils.planning import average, choose_early, closeness, distances, leaders, passes
-from cosutils.record import record
 
 P = "the red ball moves"
 THREE = {"prompt": [P] * 3, "seed": [0, 1, 2]}

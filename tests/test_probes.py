@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cosutils import probes
+from cosutils.measures import probes
 from cosutils.mini import tasks
 
 GRID = (3, 5, 5)

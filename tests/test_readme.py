@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from cosutils.mini.evaluate import side_by_side, table
+from cosutils.training.evaluate import side_by_side, table
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,14 +7,15 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import DDIMScheduler, FirstBlockCacheConfig, UniPCMultistepScheduler, WanImageToVideoPipeline
 
-from cosutils._scheduler import Tap, check_pipeline, tapped
-from cosutils.inject import inject, noise_at_step
-from cosutils.record import Run, record, resume
-from cosutils.schedule import ExactEulerScheduler
+import tiny
+from cosutils.hooks._call import Tap, tapped
+from cosutils.hooks.inject import inject, noise_at_step
+from cosutils.hooks.record import Run, record, resume
+from cosutils.pipelines.check import check_pipeline
+from cosutils.pipelines.schedule import ExactEulerScheduler
 
 DTYPES = (torch.float32, torch.bfloat16)
 every_pipeline = pytest.mark.parametrize(

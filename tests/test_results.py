@@ -1,13 +1,17 @@
 """Recorded numbers: whole files, checked entries, differences named."""
+
 from __future__ import annotations
 
 import json
 
 import pytest
 
-from cosutils.results import beside, check_numbers, compare, measure, record_numbers
+from cosutils.report.results import beside, check_numbers, compare, measure, record_numbers
 
-GOOD = {"solved": {"value": 0.9, "low": 0.85, "high": 0.94, "n": 200}, "steps": {"value": 7.0, "low": None, "high": None, "n": 50}}
+GOOD = {
+    "solved": {"value": 0.9, "low": 0.85, "high": 0.94, "n": 200},
+    "steps": {"value": 7.0, "low": None, "high": None, "n": 50},
+}
 
 
 def test_record_is_whole_and_carries_its_provenance(tmp_path):
@@ -122,6 +126,6 @@ def test_only_runs_with_the_same_parameters_are_compared(tmp_path):
 def test_live_numbers_stand_beside_the_full_run(tmp_path):
     stored = record_numbers(tmp_path, "a", {"solved": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 200}})
     lines = beside(GOOD, stored).splitlines()
-    assert lines[1].split() == "solved 0.90 [0.85, 0.94] N = 200 0.50 [0.40, 0.60] N = 200".split()
-    assert lines[2].split() == "steps 7.00 N = 50".split()
+    assert lines[1].split() == ["solved", "0.90", "[0.85,", "0.94]", "N", "=", "200", "0.50", "[0.40,", "0.60]", "N", "=", "200"]
+    assert lines[2].split() == ["steps", "7.00", "N", "=", "50"]
     assert len(beside(GOOD).splitlines()) == 2

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-import tiny
 
 import cosutils as cos
-from cosutils import behaviour, chain, layers, perturb, probes
-from cosutils.exchange import Exchange, between_twins
+import tiny
+from cosutils.measures import behaviour, chain, layers, perturb, probes
+from cosutils.measures.exchange import Exchange, between_twins
 from cosutils.mini import tasks, world
 
 LARGE = dict(pixels=160, frames=33)  # latents (9, 20, 20), tokens (9, 10, 10)
@@ -61,7 +61,9 @@ def test_smaller_tokens_lie_in_one_cell_and_larger_ones_hold_several():
     coarse, exact, fine = (layers.foreground(sample, grid) for grid in ((5, 5, 5), (17, 10, 10), (33, 30, 30)))
     assert np.array_equal(fine[::2], exact.repeat(3, 1).repeat(3, 2))
     assert np.array_equal(exact.reshape(17, 5, 2, 5, 2).any((2, 4))[0], coarse[0])
-    odd = layers.pool(np.arange(100).reshape(1, 10, 10) % 10 == 1, (1, 15, 15))  # a token of 2/3 cell overlaps one or two
+    odd = layers.pool(
+        np.arange(100).reshape(1, 10, 10) % 10 == 1, (1, 15, 15)
+    )  # a token of 2/3 cell overlaps one or two
     assert odd[0, 0].tolist() == [False, True, True] + [False] * 12
 
 

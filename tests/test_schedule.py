@@ -6,12 +6,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from cosutils.record import record
-from cosutils.schedule import PRESETS, ExactEulerScheduler, flow_sigmas, preset, scheduler
+import tiny
+from cosutils.hooks.record import record
+from cosutils.pipelines.schedule import PRESETS, ExactEulerScheduler, flow_sigmas, preset, scheduler
 
 
 def authors_sigmas(steps, shift):

@@ -20,16 +20,22 @@ import papermill
 import pytest
 import yaml
 from test_official import STAND_IN
-from tiny import saved
 
 import cosutils as cos
 from cosutils import vbvr
-from cosutils.spec import complete
-from cosutils.sweep import main, read
+from cosutils.scale.spec import complete
+from cosutils.scale.sweep import main, read
+from tiny import saved
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = nbformat.read(ROOT / "notebooks" / "14_paper_scale.ipynb", 4)
-STUDIES = {"benchmark": 5, "members": 10, "ensemble": 20, "noise": 5 * 58, "puzzles": 2000}  # runs with five samples
+STUDIES = {
+    "benchmark": 5,
+    "members": 10,
+    "ensemble": 20,
+    "noise": 5 * 58,
+    "puzzles": 2000,
+}  # runs with five samples
 WEIGHTS = "Video-Reason/VBVR-Wan2.2"
 
 
@@ -149,10 +155,10 @@ def test_noise_and_ensembles_run_as_the_studies_write_them(small, place, capsys)
     assert len(list(place.glob("runs/sweeps/vbvr/answers/*"))) == 6 + 4
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if "cosutils.sweep" in line])
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "cosutils.scale.sweep" in line])
 def test_a_sweep_command_of_the_guide_is_understood(command, place, capsys):
     words = shlex.split(command)
-    assert main([*words[words.index("cosutils.sweep") + 1 :], "--dry-run"]) == 0
+    assert main([*words[words.index("cosutils.scale.sweep") + 1 :], "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "tools/" in line])

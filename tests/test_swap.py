@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from test_capture import GRID, untouched
 
-from cosutils.capture import capture, raw, region
+import tiny
+from cosutils.hooks.capture import capture, raw, region
+from cosutils.hooks.swap import swap
 from cosutils.metrics import energy
-from cosutils.swap import swap
 
 WORDS = ["the red ball moves", "the blue maze goal"]
 KEY = ("transformer", 0, 2)

@@ -19,13 +19,15 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny import build, image
 
 import cosutils as cos
-from cosutils import cluster, vbvr
-from cosutils.conditions import effort
-from cosutils.spec import MEASURES, complete, identity, key, run_one, write_json
-from cosutils.sweep import answers, estimate, main, read, summary, sweep
+from cosutils import vbvr
+from cosutils._files import write_json
+from cosutils.scale import cluster
+from cosutils.scale.conditions import effort
+from cosutils.scale.spec import MEASURES, complete, identity, key, run_one
+from cosutils.scale.sweep import answers, estimate, main, read, summary, sweep
+from tiny import build, image
 
 PUZZLE = {"model": "cos-mini", "preset": "mini", "task": "maze", "seed": 3, "steps": 2}
 GRID = {"model": "cos-mini", "preset": "mini", "task": ["maze", "reappear"], "seed": "0..2", "steps": 6,
@@ -76,7 +78,12 @@ def sample(tmp_path):
 
 
 def test_a_run_is_the_call_it_describes(tmp_path):
-    spec = PUZZLE | {"condition": "noise_at_step 1", "noise_seed": 5, "keep": "latents", "measures": ["score", "answer"]}
+    spec = PUZZLE | {
+        "condition": "noise_at_step 1",
+        "noise_seed": 5,
+        "keep": "latents",
+        "measures": ["score", "answer"],
+    }
     path = run_one(spec, tmp_path)
     puzzle, pipe = cos.tasks.maze.sample(3), cos.load("cos-mini")
     with cos.inject(pipe, cos.noise_at_step(1, seed=8)), cos.record(pipe) as run:
@@ -164,10 +171,20 @@ def test_finished_work_is_skipped(tmp_path):
 
 
 def test_a_sample_folder_runs_on_a_model_folder_with_two_experts(model, sample, tmp_path):
-    spec = {"model": str(model), "preset": "paper", "sample": str(sample), "size": 32, "steps": 2, "keep": "latents"}
+    spec = {
+        "model": str(model),
+        "preset": "paper",
+        "sample": str(sample),
+        "size": 32,
+        "steps": 2,
+        "keep": "latents",
+    }
     path = run_one(spec, tmp_path / "out")
     stored = json.loads(path.read_text())
-    assert (stored["spec"]["size"], stored["spec"]["frames"]) == (32, 9)  # 6 true frames, rounded up to 4k + 1
+    assert (stored["spec"]["size"], stored["spec"]["frames"]) == (
+        32,
+        9,
+    )  # 6 true frames, rounded up to 4k + 1
     assert 0 < stored["values"]["last_frame_error"] < 1
     assert set(stored["run"]["dtype"]) == {"transformer", "transformer_2"} and stored["run"]["boundary"] == 0.875
     assert load_file(path.with_suffix(".safetensors"))["latents"].shape == (1, 4, 3, 4, 4)
@@ -234,7 +251,10 @@ def test_changed_weights_and_changed_samples_change_the_name(model, sample):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"stepz": 3}, "unknown field 'stepz' in a spec; allowed are model, preset, device, offload, lora, task"),
+        (
+            {"stepz": 3},
+            "unknown field 'stepz' in a spec; allowed are model, preset, device, offload, lora, task",
+        ),
         ({"model": None}, "needs model as text"),
         ({"model": "cos-huge"}, "no model 'cos-huge' on this machine: choose cos-mini"),
         ({"preset": "fast"}, "unknown preset 'fast': choose from mini, paper"),
@@ -273,7 +293,10 @@ def test_a_bad_spec_ends_in_one_sentence(change, words, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"measures": ["score"]}, "unknown measure 'score' for a sample folder; allowed are last_frame_error"),
+        (
+            {"measures": ["score"]},
+            "unknown measure 'score' for a sample folder; allowed are last_frame_error",
+        ),
         ({"size": 40}, "must be a multiple of 16, got 40"),
         ({"frames": 8}, "frames must be 4 k + 1, got 8"),
         ({"seed": 1}, "seed belongs to a spec with task"),
@@ -297,7 +320,12 @@ def test_a_range_within_an_ensemble_is_one_condition(tmp_path):
 def test_a_grid_is_the_product_of_its_values(tmp_path, sample):
     specs = read(written(tmp_path))["specs"]
     assert len(specs) == 2 * 3 * 4
-    assert {spec["condition"] for spec in specs} == {"plain", "noise_at_step 1", "noise_at_step 2", "renoise 2"}
+    assert {spec["condition"] for spec in specs} == {
+        "plain",
+        "noise_at_step 1",
+        "noise_at_step 2",
+        "renoise 2",
+    }
     assert specs[0] == complete({**{name: GRID[name] for name in ("model", "preset", "steps", "measures", "keep")},
                                  "task": "maze", "seed": 0, "condition": "plain"})  # fmt: skip
     twice = read(written(tmp_path, GRID | {"seed": [0, "0..1"], "condition": "plain"}))["specs"]
@@ -315,7 +343,10 @@ def test_a_grid_is_the_product_of_its_values(tmp_path, sample):
         ("grid: {}", "needs a grid of spec fields"),
         ("grid: {model: x}\nworkers: 3", "unknown field 'workers'"),
         ("grid: {model: x}\nseconds_per_run: soon", "seconds_per_run must be a positive number, got 'soon'"),
-        ("grid: {model: cos-mini, preset: mini, task: maze, seed: 5..2}", "the range '5..2' of seed runs backwards"),
+        (
+            "grid: {model: cos-mini, preset: mini, task: maze, seed: 5..2}",
+            "the range '5..2' of seed runs backwards",
+        ),
         ("grid: {model: cos-mini, preset: mini, task: maze, seed: []}", "seed has an empty list"),
         ("grid: {model: cos-mini, preset: mini, sample: none/*}", "no folder of the pattern 'none/*'"),
     ],
@@ -395,7 +426,7 @@ def test_a_process_killed_at_random_moments_leaves_the_same_files(tmp_path, undi
 def test_a_sweep_killed_at_random_moments_gives_the_same_summary(tmp_path, undisturbed):
     specs, reference, table = undisturbed
     rng, out = random.Random(1), tmp_path / "out"
-    command = [sys.executable, "-m", "cosutils.sweep", str(written(tmp_path)), "--workers", "2"]
+    command = [sys.executable, "-m", "cosutils.scale.sweep", str(written(tmp_path)), "--workers", "2"]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(out.glob("runs/[!.]*.json")) and process.poll() is None:
         time.sleep(0.02)

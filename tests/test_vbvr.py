@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from test_films import shorten, square
-from tiny import build
 
 import cosutils as cos
 from cosutils import vbvr
 from cosutils.films import _ffmpeg, read_film, write_film
-from cosutils.loading import data_folder
 from cosutils.mini.export import export
+from cosutils.pipelines.loading import data_folder
+from tiny import build
 
 SAMPLES = data_folder() / "vbvr-samples"
 TRUTH = SAMPLES / "ground-truth"
@@ -109,6 +109,7 @@ def test_a_missing_file_is_named(copy, name):
 
 def damaged(name):
     """The damages, by name: each is done to the sample folder."""
+
     def rename(old, new):
         return lambda sample: (sample / old).rename(sample / new)
 

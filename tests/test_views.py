@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import build, call
 from torch.testing import assert_close
 
 import cosutils as cos
-from cosutils import vbvr, views
-from cosutils.answers import answer, look_at, study
+from cosutils import vbvr
 from cosutils.films import read_film
-from cosutils.loading import data_folder
+from cosutils.pipelines.loading import data_folder
+from cosutils.vbvr.answers import answer, look_at, study
+from cosutils.vbvr import views
+from tiny import build, call
 
 TRUTH = data_folder() / "vbvr-samples" / "ground-truth"
 GRID = (3, 2, 4)
@@ -30,7 +31,10 @@ def normal(*shape, seed=0):
 def observed():
     """A tiny two-expert run looked at and kept raw: (views by name, raw states, latents)."""
     pipe = build("a14b")
-    with cos.capture(pipe, LAYERS, STEPS, cos.raw) as states, views.views(pipe, STEPS, LAYERS, count=4) as seen:
+    with (
+        cos.capture(pipe, LAYERS, STEPS, cos.raw) as states,
+        views.views(pipe, STEPS, LAYERS, count=4) as seen,
+    ):
         latents = pipe(**call(steps=3)).frames
     return seen, states, latents
 

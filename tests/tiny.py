@@ -38,7 +38,7 @@ KINDS = ("wan21", "a14b", "ti2v5b")
 SOLVERS = ("euler", "unipc")
 LAYERS = 4  # blocks per transformer
 CHANNELS = 4  # latent channels
-WORDS = "a the red blue green ball maze robot moves to goal left right up down".split()
+WORDS = ["a", "the", "red", "blue", "green", "ball", "maze", "robot", "moves", "to", "goal", "left", "right", "up", "down"]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -46,9 +46,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
     model = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     model.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=model, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 def text_encoder() -> UMT5EncoderModel:

@@ -23,7 +23,6 @@ from diffusers import (
     LTXImageToVideoPipeline,
     LTXVideoTransformer3DModel,
 )
-from tiny import WORDS, image, tokenizer
 from tokenizers import AddedToken
 from transformers import (
     CLIPImageProcessorPil,
@@ -37,6 +36,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+
+from tiny import WORDS, image, tokenizer
 
 __all__ = ["KINDS", "LAYERS", "NEGATIVE", "build", "call"]
 
@@ -58,7 +59,15 @@ TEMPLATE = {  # 9 tokens before the prompt, the fourth of which becomes the imag
 def t5() -> T5EncoderModel:
     """A one-layer T5 encoder of width 16."""
     return T5EncoderModel(
-        T5Config(vocab_size=len(WORDS) + 3, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0)
+        T5Config(
+            vocab_size=len(WORDS) + 3,
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            dropout_rate=0.0,
+        )
     )
 
 
@@ -128,7 +137,10 @@ def cogvideox(kind: str) -> CogVideoXImageToVideoPipeline:
     )
     solver = CogVideoXDPMScheduler if kind == "cogvideox_dpm" else CogVideoXDDIMScheduler
     scheduler = solver(
-        prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True, snr_shift_scale=1.0
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=1.0,
     )
     return CogVideoXImageToVideoPipeline(tokenizer(), t5(), vae, transformer, scheduler)
 
@@ -224,7 +236,11 @@ def build(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Diffu
 
 
 def call(
-    kind: str, prompt: str | list[str] = "the red ball moves", steps: int = 4, seed: int | list[int] = 0, **changes
+    kind: str,
+    prompt: str | list[str] = "the red ball moves",
+    steps: int = 4,
+    seed: int | list[int] = 0,
+    **changes,
 ) -> dict:
     """Keyword arguments of one short call: 9 frames, CFG on, latents returned. Prompts in a list need as many seeds."""
     height, width = (32, 64) if kind.startswith("ltx") else (16, 32)

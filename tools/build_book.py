@@ -12,6 +12,7 @@
 4. Jupyter Book builds the staged copy without executing anything; every warning is an error.
 5. `_build/html` (pages) and `_build/results` (numbers) are replaced only when all of that went well.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -57,7 +58,9 @@ def preset_parameters(root: pathlib.Path, preset: str) -> dict[str, dict[str, An
             if key not in known:
                 raise ValueError(f"{path.name}: {name} has no parameter {key!r}; it has: {', '.join(known)}")
             if not isinstance(value, LITERALS):
-                raise ValueError(f"{path.name}: {name}.{key} must be a number, text, truth value, list or mapping, not {value!r}")
+                raise ValueError(
+                    f"{path.name}: {name}.{key} must be a number, text, truth value, list or mapping, not {value!r}"
+                )
     return chosen
 
 
@@ -94,11 +97,16 @@ def run_notebook(
     start = time.perf_counter()
     try:
         papermill.execute_notebook(
-            str(source), str(target), parameters=parameters, cwd=str(target.parent), kernel_name="python3",
-            progress_bar=False, execution_timeout=timeout or None,
+            str(source),
+            str(target),
+            parameters=parameters,
+            cwd=str(target.parent),
+            kernel_name="python3",
+            progress_bar=False,
+            execution_timeout=timeout or None,
         )
         write(stamp_figures(nbformat.read(target, 4)), target)
-    except Exception as error:  # noqa: BLE001  whatever a notebook raises is its status; the build fails on it below
+    except Exception as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     return record | {"seconds": round(time.perf_counter() - start, 1)}
 

@@ -1,4 +1,5 @@
 """Write constraints.txt: resolve pyproject.toml's ranges in a fresh environment and freeze what came out."""
+
 from __future__ import annotations
 
 import os
@@ -28,7 +29,9 @@ def main() -> None:
         python = pathlib.Path(folder) / "bin" / "python"
         subprocess.run([python, "-m", "pip", "install", "setuptools>=77"], check=True)
         subprocess.run(
-            [python, "-m", "pip", "install", "--no-build-isolation", "-e", ".[all,browser]"], check=True, cwd=ROOT
+            [python, "-m", "pip", "install", "--no-build-isolation", "-e", ".[all,browser]"],
+            check=True,
+            cwd=ROOT,
         )
         freeze = subprocess.run(
             [python, "-m", "pip", "freeze", "--all"], check=True, capture_output=True, text=True

@@ -6,6 +6,7 @@ The folder gets one picture per run (`<model>-<task>-<seed>.jpg`: rows are denoi
 tile of 80 x 80 px each; the 8 x 8 blocks of a JPEG are the cells of the world) and `data.js`, which the page's script
 reads without a server. Every model gets the same puzzles and the same noise. `tools/build_book.py` calls it.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 import cosutils as cos
-from cosutils import chain
+from cosutils.measures import chain
 
 MODELS = {"cos-mini": "ten blocks", "cos-mini-shallow": "three blocks"}
 SEEDS = range(4)

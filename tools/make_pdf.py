@@ -4,6 +4,7 @@
 
 The staged pages are built once more as a single page, which Chromium prints. A film is printed as its first picture.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -45,8 +46,18 @@ def print_page(page: pathlib.Path, target: pathlib.Path) -> None:
     """Print a page to a PDF, whole or not at all; ValueError where the browser leaves none."""
     with tempfile.TemporaryDirectory(prefix="book-") as folder:
         made = pathlib.Path(folder) / "book.pdf"
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer", f"--user-data-dir={folder}"]
-        options += ["--virtual-time-budget=60000", f"--print-to-pdf={made}", page.as_uri()]  # time to set the maths
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-pdf-header-footer",
+            f"--user-data-dir={folder}",
+        ]
+        options += [
+            "--virtual-time-budget=60000",
+            f"--print-to-pdf={made}",
+            page.as_uri(),
+        ]  # time to set the maths
         run = subprocess.run([chromium(), *options], capture_output=True, text=True, timeout=600)
         if run.returncode or not made.is_file():
             raise ValueError(f"Chromium printed nothing:\n{run.stderr.strip()}")

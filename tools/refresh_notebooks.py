@@ -7,9 +7,10 @@ compares the two, is run once more.
 
 Run twice it writes the same bytes: cell ids are fixed, timings and front-end metadata are dropped, streams
 merged. A notebook that raises is left as it was. Every figure's name, caption and alt text, which
-`cosutils.figures.show` publishes with the picture, are copied into the cell's metadata, where the book reads
+`cosutils.report.figures.show` publishes with the picture, are copied into the cell's metadata, where the book reads
 them.
 """
+
 from __future__ import annotations
 
 import argparse

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
 
-from ..schedule import flow_sigmas
+from ..pipelines.schedule import flow_sigmas
 from . import text
 from .codec import PatchCodec
 

@@ -13,9 +13,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 __all__ = ["MAX_LENGTH", "build_text_encoder", "build_tokenizer", "embed"]
 
 MAX_LENGTH = 16
-WORDS = """walk through the maze to red goal short long route purple yellow move and win carry ball first second third
-fourth level frame blue diamond triangle ring continue pattern by rows columns turn shape 90 180 270 degrees leaves
-right top left bottom comes back block slides across small object bounces until it meets a target""".split()
+WORDS = ["walk", "through", "the", "maze", "to", "red", "goal", "short", "long", "route", "purple", "yellow", "move", "and", "win", "carry", "ball", "first", "second", "third", "fourth", "level", "frame", "blue", "diamond", "triangle", "ring", "continue", "pattern", "by", "rows", "columns", "turn", "shape", "90", "180", "270", "degrees", "leaves", "right", "top", "left", "bottom", "comes", "back", "block", "slides", "across", "small", "object", "bounces", "until", "it", "meets", "a", "target"]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

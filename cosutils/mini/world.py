@@ -10,8 +10,21 @@ from __future__ import annotations
 import numpy as np
 
 __all__ = [
-    "CELLS", "CELL", "FRAMES", "SIZE", "TILES", "TILE", "check_size", "draw", "enlarged", "paced", "read", "reduced", "shown",
-    "shrunk", "timeline",
+    "CELL",
+    "CELLS",
+    "FRAMES",
+    "SIZE",
+    "TILE",
+    "TILES",
+    "check_size",
+    "draw",
+    "enlarged",
+    "paced",
+    "read",
+    "reduced",
+    "shown",
+    "shrunk",
+    "timeline",
 ]  # fmt: skip
 
 CELLS, CELL, FRAMES = 10, 8, 17  # cells a side, pixels a cell, frames a film (4k + 1)

@@ -39,4 +39,9 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
 
     name = "place {}".format
     options = {name(c): film(c)[-1] for c in range(CELLS)}
-    return f"the ball leaves to the {SIDES[side]} and comes back", {name(column): film(column)}, options, np.rot90(scene, side)
+    return (
+        f"the ball leaves to the {SIDES[side]} and comes back",
+        {name(column): film(column)},
+        options,
+        np.rot90(scene, side),
+    )

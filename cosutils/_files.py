@@ -1,0 +1,96 @@
+"""Private: the one way to write a file, to hash one, and to read one that people edit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+
+__all__ = ["read_json", "read_yaml", "sha256", "write", "write_json", "write_text"]
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file's content, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(path: Path, fill: Callable[[Path], Any]) -> str:
+    """Let `fill` write a temporary file beside `path`, move it there when it is whole, and return its sha256.
+
+    The folder is made where it is missing. Raises OSError, with nothing changed at `path`, where that fails.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.uname().nodename}-{os.getpid()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fill(temporary)
+        digest = sha256(temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"could not write {path}, nothing was changed there: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest
+
+
+def write_text(path: Path, text: str) -> str:
+    """`write` of a text in UTF-8."""
+    return write(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> str:
+    """`write` of JSON; ValueError for a number that is not finite, TypeError for a value that JSON cannot hold."""
+    return write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return found
+
+
+class _Strict(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                line = node.value[place][0].start_mark.line + 1
+                raise ValueError(f"line {line}: the key {key!r} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # some editors put a mark before the text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds; ValueError that names file and line where it is no YAML or has a key twice."""
+    try:
+        return yaml.load(_text(path), _Strict)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        raise ValueError(f"{path}: {place}{getattr(error, 'problem', None) or error}") from error
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; ValueError that names file and line where it is no JSON or has a key twice."""
+    try:
+        return json.loads(_text(path), object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: line {error.lineno}: {error.msg}") from error
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error

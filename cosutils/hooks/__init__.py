@@ -1,0 +1,1 @@
+"""The thin core: contexts that look at, edit and repeat a call of an unmodified diffusers pipeline."""

@@ -1,0 +1,289 @@
+"""Record every step of a pipeline call, decode it later, store it, and continue from any step.
+
+    with record(pipe) as run:
+        pipe(**arguments)
+    run.x0[12]                    # the estimate x0hat at step 12, (B, C, F, H, W)
+    run.decode(steps=[0, 4, 12])  # its pixels, (3, B, T, H, W, 3)
+
+Chain-of-Steps (arXiv 2603.16870, Sec. 3.1) reads x0hat = x_s - sigma_s v(x_s, s) at every step s. The sigma
+is the schedule's own (`scheduler.sigmas[s]`, never t / 1000), the product is taken in float32. Pipelines that are no
+flow matching have their own formula, in `families`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import get_module_execution_device
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .. import __version__
+from .._files import sha256, write, write_text
+from ..pipelines.check import experts
+from ..pipelines.families import family_of
+from ..pipelines.families.base import Flow
+from ..pipelines.lora import active_lora
+from ._call import Hub, Tap, tapped
+
+__all__ = ["Run", "Series", "record", "resume"]
+
+KEPT = ("x", "v", "x0")
+DECODED = 2**20  # latent values decoded at a time: one film of 81 frames and 480 x 480 pixels, or eight small ones
+
+
+class Series(dict[int, Tensor]):
+    """One recorded quantity: {step: (B, C, F, H, W)} on the CPU. Negative steps count from the last one."""
+
+    def __init__(self, name: str, items: dict[int, Tensor] | None = None):
+        super().__init__(items or {})
+        self.name = name
+
+    def __missing__(self, step: int) -> Tensor:
+        if not self:
+            raise KeyError(f"{self.name} was not kept in this run: record(pipe, keep=(..., {self.name!r}))")
+        last = max(self)
+        if isinstance(step, int) and step < 0 and last + 1 + step in self:
+            return self[last + 1 + step]
+        raise KeyError(f"no step {step!r}: this run has steps {min(self)}..{last}")
+
+    def stack(self) -> Tensor:
+        """Return all steps, noisiest first: (S, B, C, F, H, W)."""
+        if not self:
+            self.__missing__(0)
+        return torch.stack([self[step] for step in sorted(self)])
+
+
+@dataclass
+class Run:
+    """One recorded pipeline call; S steps, B videos, latents (B, C, F, H, W).
+
+    x: x_s as the model saw it, float32, edits included. v: the model's velocity after guidance, in its own
+    dtype. x0: x0hat = x_s - sigma_s v in float32. For a TI2V-5B pipeline, which overwrites latent frame 0 by
+    the given image before every forward, frame 0 of x and x0 is that image, as the model sees it; v is left
+    as returned. Where a pipeline keeps frame 0 from the solver (LTX, HunyuanVideo) v is 0 there. sigmas: (steps + 1,)
+    float32, the last one 0. latents: the final state, float32. first: the
+    step the call began at. edits: {step: names of what was injected before that step}. info: everything
+    needed to tell this run from another.
+    """
+
+    x: Series = field(default_factory=lambda: Series("x"))
+    v: Series = field(default_factory=lambda: Series("v"))
+    x0: Series = field(default_factory=lambda: Series("x0"))
+    sigmas: Tensor = field(default_factory=lambda: torch.empty(0))
+    latents: Tensor | None = None
+    first: int = 0
+    edits: dict[int, list[str]] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    pipe: DiffusionPipeline | None = field(default=None, repr=False)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the schedule, also where the call began later."""
+        return len(self.sigmas) - 1
+
+    @torch.no_grad()
+    def decode(
+        self,
+        steps: Iterable[int] | None = None,
+        frames: Iterable[int] | None = None,
+        batch: int | None = None,
+        pipe: DiffusionPipeline | None = None,
+    ) -> Tensor:
+        """Return the pixels of x0hat at `steps` (default: all): (S, B, T, H, W, 3), float32 in [0, 1].
+
+        `frames` keeps only these pixel frames. `batch` videos (default: 8, of large ones fewer) are decoded at a
+        time by the VAE of the recorded pipeline, or of `pipe` where the run was loaded. Raises KeyError for a step,
+        IndexError for a frame and ValueError for a batch that does not exist.
+        """
+        pipe = pipe or self.pipe
+        if pipe is None:
+            raise ValueError("a loaded run needs the pipeline to decode with: run.decode(..., pipe=pipe)")
+        if batch is not None and (not isinstance(batch, int) or batch < 1):
+            raise ValueError(f"batch must be a positive number of videos, got {batch!r}")
+        x0 = self.x0.stack() if steps is None else torch.stack([self.x0[step] for step in steps])
+        batch = batch or max(1, min(8, DECODED // x0[0, 0].numel()))
+        count = self.info["num_frames"]
+        pixels = [_pixels(pipe, part, count, frames) for part in x0.flatten(0, 1).split(batch)]
+        return torch.cat(pixels).unflatten(0, x0.shape[:2])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write run.safetensors and run.json into `folder` and return it; each file appears whole or not."""
+        if self.latents is None:
+            raise ValueError("only a finished run can be saved: this one has no final latents")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"sigmas": self.sigmas, "latents": self.latents.contiguous()}
+        for series in (self.x, self.v, self.x0):
+            tensors |= {f"{series.name}.{step}": value.contiguous() for step, value in series.items()}
+        digest = write(folder / "run.safetensors", lambda path: save_file(tensors, path))
+        facts = {"sha256": digest, "first": self.first, "edits": self.edits, "info": self.info}
+        text = json.dumps(facts, indent=1, allow_nan=False)
+        write_text(folder / "run.json", text + "\n")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path, pipe: DiffusionPipeline | None = None) -> Run:
+        """Read what `save` wrote; `pipe` is the pipeline to decode with.
+
+        Raises FileNotFoundError where a file is missing and ValueError where the two files do not belong
+        together.
+        """
+        folder = Path(folder)
+        for name in ("run.json", "run.safetensors"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"no {name} in {folder}: this is not a folder written by Run.save")
+        stored = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if sha256(folder / "run.safetensors") != stored["sha256"]:
+            raise ValueError(f"{folder}/run.safetensors is truncated or altered: its sha256 is not run.json's")
+        tensors = load_file(folder / "run.safetensors")
+        run = cls(sigmas=tensors.pop("sigmas"), latents=tensors.pop("latents"), pipe=pipe)
+        for key, value in tensors.items():
+            name, step = key.split(".")
+            getattr(run, name)[int(step)] = value
+        run.edits = {int(step): names for step, names in stored["edits"].items()}
+        run.first, run.info = stored["first"], stored["info"]
+        return run
+
+
+class _Recorder(Tap):
+    def __init__(self, run: Run, keep: tuple[str, ...]):
+        self.run, self.keep = run, keep
+
+    def start(self, hub: Hub) -> None:
+        if self.run.latents is not None:
+            raise RuntimeError("this recording already holds a run: open a new `record` for each call")
+        for series in (self.run.x, self.run.v, self.run.x0):
+            series.clear()
+        self.run.sigmas, self.run.first = hub.sigmas, hub.first
+        self.run.info = _provenance(hub)
+
+    def step(self, hub: Hub, step: int, x: Tensor, v: Tensor, x0: Tensor) -> None:
+        for name, value in zip(KEPT, (x, v, x0), strict=True):
+            if name in self.keep:
+                getattr(self.run, name)[step] = value.detach().to("cpu", copy=True)
+
+    def finish(self, hub: Hub, latents: Tensor) -> None:
+        self.run.latents = latents.detach().to("cpu", torch.float32, copy=True)
+        self.run.edits = dict(hub.edits)
+
+
+@contextmanager
+def record(pipe: DiffusionPipeline, keep: Iterable[str] = KEPT) -> Iterator[Run]:
+    """Record the one call of `pipe` made inside the block; yields its `Run`. Observing changes no bit of the
+    call.
+
+    `keep` names what is stored, out of x, v and x0, on the CPU: at most 10 bytes (12 in float32) per latent
+    value, video and step. `decode` needs x0, `resume` needs x (with a multistep solver also v).
+    """
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    unknown = [name for name in keep if name not in KEPT]
+    if unknown:
+        raise ValueError(f"cannot keep {unknown[0]!r}: choose from {', '.join(KEPT)}")
+    run = Run(pipe=pipe)
+    with tapped(pipe, _Recorder(run, keep)):
+        yield run
+
+
+def resume(pipe: DiffusionPipeline, run: Run, step: int, **arguments: Any) -> Any:
+    """Call `pipe` from the recorded x_s of `run` at `step` on; returns what the call returns.
+
+    `arguments` are those of the recorded call. The result equals the uninterrupted run's; contexts around the
+    call see absolute step numbers. A multistep solver's memory is rebuilt by replaying its recorded steps,
+    which costs no forward of the model. Raises KeyError for a step that was not recorded and ValueError for
+    another schedule or size.
+    """
+    if "latents" in arguments:
+        raise TypeError("resume takes its latents from the run: leave `latents` out")
+    x = run.x[step]
+    step = step if step >= 0 else run.steps + step
+    arguments.setdefault("num_inference_steps", run.steps)
+
+    def restart(hub: Hub) -> int:
+        scheduler, solver = hub.scheduler, hub.family.solver
+        if not torch.equal(hub.sigmas, run.sigmas):
+            raise ValueError(
+                f"the call's schedule ({hub.steps} steps) is not the recorded run's ({run.steps} steps): "
+                "use the same scheduler and num_inference_steps"
+            )
+        for name in ("height", "width", "num_frames"):
+            if hub.arguments[name] != run.info[name]:
+                raise ValueError(f"{name} is {hub.arguments[name]} but the recorded run has {run.info[name]}")
+        if solver.is_multistep(scheduler):
+            if run.first > 0:
+                raise ValueError(
+                    f"the solver's memory cannot be rebuilt: the run was itself resumed at step {run.first}, "
+                    "resume from the full run"
+                )
+            for earlier in range(step):
+                if earlier in run.edits:
+                    solver.forget(scheduler)
+                scheduler.replay(earlier, run.v[earlier], run.x[earlier])
+            if step in run.edits:
+                solver.forget(scheduler)
+        else:
+            solver.begin(scheduler, step)
+        if step > 0:
+            hub.x0 = (run.x0 or _estimates(run, solver))[step - 1].to(scheduler.timesteps.device)
+        return step
+
+    with tapped(pipe, Tap()) as hub:
+        hub.restart, hub.state = restart, x
+        try:
+            return pipe(**arguments)
+        finally:
+            hub.restart = hub.state = None
+
+
+def _estimates(run: Run, solver: Flow) -> Series:
+    """x0hat of a run that kept only x and v."""
+    return Series("x0", {step: solver.estimate(x, run.v[step], run.sigmas[step]) for step, x in run.x.items()})
+
+
+def _pixels(pipe: DiffusionPipeline, latents: Tensor, count: int, frames: Iterable[int] | None) -> Tensor:
+    """Decode latents (N, C, F, H, W) as the pipeline does a call of `count` frames: (N, T, H, W, 3) in [0, 1]."""
+    latents = latents.to(get_module_execution_device(pipe.vae), pipe.vae.dtype)
+    video = family_of(pipe).decode(pipe, latents, count)
+    pixels = pipe.video_processor.postprocess_video(video, output_type="pt").permute(0, 1, 3, 4, 2)
+    if frames is not None:
+        chosen, count = list(frames), pixels.shape[1]
+        for frame in chosen:
+            if not -count <= frame < count:
+                raise IndexError(f"no frame {frame}: the decoded video has frames 0..{count - 1}")
+        pixels = pixels[:, chosen]
+    return pixels.float().cpu()
+
+
+def _provenance(hub: Hub) -> dict[str, Any]:
+    """What was run, as plain JSON values."""
+    pipe, call = hub.pipe, hub.arguments
+    generators = call["generator"] if isinstance(call["generator"], list) else [call["generator"]]
+    preset = getattr(pipe, "_cos_preset", None)
+    timesteps = hub.scheduler.timesteps if hub.timesteps is None else hub.timesteps
+    model = pipe.config.get("_name_or_path")
+    plain = ("prompt", "negative_prompt", "height", "width", "num_frames", *hub.family.settings)
+    return {
+        **{name: call[name] for name in plain},
+        "model": Path(model).name if model and Path(model).is_dir() else model,
+        "preset": preset.name if preset else None,
+        "lora": active_lora(pipe),
+        "scheduler": type(hub.scheduler).__name__,
+        "sigmas": hub.sigmas.tolist(),
+        "timesteps": [float(t) for t in timesteps],
+        "boundary": pipe.config.get("boundary_ratio"),
+        "dtype": {name: str(model.dtype).removeprefix("torch.") for name, model in experts(pipe).items()},
+        "device": str(pipe._execution_device),
+        "seeds": [None if generator is None else generator.initial_seed() for generator in generators],
+        "first": hub.first,
+        "versions": {"python": platform.python_version(), "cosutils": __version__}
+        | {name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }

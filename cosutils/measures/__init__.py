@@ -1,0 +1,1 @@
+"""What is measured on recorded runs, one module for each question."""

@@ -1,0 +1,1 @@
+"""How results are said: numbers with intervals, claims and verdicts, figures, progress."""

@@ -1,0 +1,210 @@
+"""Every claim of the paper beside the numbers that were recorded for it, from two folders of records.
+
+findings = gather("../data/results/full", "../data/results")
+figures.show_table(*section_table(findings, "noise"), name=..., alt=...)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from ..mini.tasks import NAMES
+from .claims import CLAIMS, judge, load_claims
+from .results import read_numbers, weights_digest
+
+__all__ = [
+    "NOT_MEASURED", "SIGNS", "Finding", "counts", "gather", "number_text", "origin", "section_table", "verdict_map",
+]  # fmt: skip
+
+NOT_MEASURED = "not measured"
+SIGNS = {"supported": "✓", "undecided": "?", "not supported": "✗"}
+_COLOURS = (
+    "#9ecae1",
+    "#eeeeee",
+    "#fdae6b",
+)  # told apart by the colour-blind, and black text reads on all three
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim on one task. run: "full" or "default", the record it is judged by ("" where nothing was measured).
+
+    rows: measure -> (number of the full run, number of the default run, claimed range), numbers as in `read_numbers`
+    or None.
+    """
+
+    key: str
+    claim: str
+    paper: str
+    evidence: str
+    task: str
+    verdict: str
+    run: str
+    rows: dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None, tuple[float, float]]]
+
+    @property
+    def section(self) -> str:
+        return self.key.partition(".")[0]
+
+    @property
+    def ours(self) -> bool:
+        """Is it a control or reading of ours, not a claim of the paper?"""
+        return self.paper.startswith("none")
+
+
+def _record(folder: str | os.PathLike[str], section: str) -> pathlib.Path | None:
+    """The record NN_section.json of a folder, or None; ValueError where there are several."""
+    found = sorted(pathlib.Path(folder).glob(f"[0-9][0-9]_{section}.json"))
+    if len(found) > 1:
+        raise ValueError(f"{len(found)} records of {section} in {folder}: {', '.join(p.name for p in found)}")
+    return found[0] if found else None
+
+
+def gather(
+    full: str | os.PathLike[str],
+    default: str | os.PathLike[str] | None = None,
+    claims: str | os.PathLike[str] = CLAIMS,
+) -> list[Finding]:
+    """Judge every claim on every task: by the record in folder `full` where it has the task, else by that in `default`.
+
+    Claims come in the order of the claims' file, tasks in the order in which they are listed in `tasks.NAMES`. A claim
+    that neither folder has a number for is one finding with the verdict "not measured" and the task "".
+    """
+    listed = load_claims(claims)
+    judged: dict[tuple[str, str], dict[str, Any]] = {}
+    for section in dict.fromkeys(key.partition(".")[0] for key in listed):
+        for run, folder in (("full", full), ("default", default)):
+            if folder is not None and (path := _record(folder, section)) is not None:
+                for one in judge(path.stem, read_numbers(path), claims):
+                    judged.setdefault((one.key, one.task), {})[run] = one
+    findings = []
+    for key, claim in listed.items():
+        texts = claim["claim"], claim["paper"], claim["evidence"]
+        tasks = [task for name, task in judged if name == key]
+        tasks.sort(key=lambda task: NAMES.index(task) if task in NAMES else len(NAMES))
+        for task in tasks:
+            runs = judged[key, task]
+            run = "full" if "full" in runs else "default"
+            rows = {}
+            for measure, span in claim["measures"].items():
+                numbers = [runs[r].rows[measure][0] if r in runs else None for r in ("full", "default")]
+                rows[measure] = (*numbers, tuple(span))
+            findings.append(Finding(key, *texts, task, runs[run].verdict, run, rows))
+        if not tasks:
+            rows = {measure: (None, None, tuple(span)) for measure, span in claim["measures"].items()}
+            findings.append(Finding(key, *texts, "", NOT_MEASURED, "", rows))
+    return findings
+
+
+def counts(findings: Sequence[Finding]) -> dict[str, int]:
+    """How many findings have each verdict, "not measured" among them."""
+    return {word: sum(f.verdict == word for f in findings) for word in (*SIGNS, NOT_MEASURED)}
+
+
+def number_text(number: Mapping[str, Any] | None) -> str:
+    """A recorded number as "0.31 [0.30, 0.32], N = 200"; a dash for None."""
+    if number is None:
+        return "–"
+    value, *ends = (f"{round(number[k], 2) + 0.0:.2f}" for k in ("value", "low", "high") if number[k] is not None)
+    span = f" [{', '.join(ends)}]" if ends else ""
+    return f"{value}{span}, N = {number['n']}"
+
+
+def _range(span: tuple[float, float]) -> str:
+    low, high = (f"{end:g}" for end in span)
+    return f"≥ {low}" if span[1] == np.inf else f"{low} to {high}"
+
+
+def section_table(findings: Sequence[Finding], section: str) -> tuple[list[str], dict[str, list[list[str]]]]:
+    """Head and groups of rows, one group for each claim of `section`, as `figures.show_table` takes them.
+
+    Columns: task, verdict, measure, claimed range, full run, default run. A verdict that rests on the default run, for
+    want of a full one, says so. Raises ValueError for a section without claims.
+    """
+    groups: dict[str, list[list[str]]] = {}
+    for finding in (f for f in findings if f.section == section):
+        title = f"{finding.claim} Paper: {finding.paper}; its evidence: {finding.evidence}."
+        sign = f"{SIGNS[finding.verdict]} {finding.verdict}" if finding.run else finding.verdict
+        word = f"{sign} (default run)" if finding.run == "default" else sign
+        for measure, (full, default, span) in finding.rows.items():
+            row = [finding.task or "–", word, measure, _range(span), number_text(full), number_text(default)]
+            groups.setdefault(title, []).append(row)
+    if not groups:
+        raise ValueError(f"no claim of section {section!r} among the findings")
+    return ["task", "verdict", "measure", "claimed", "full run", "default run"], groups
+
+
+def verdict_map(findings: Sequence[Finding]) -> Figure:
+    """All verdicts as one picture: rows are claims, columns are tasks, the last one counts "supported of judged".
+
+    Each cell holds a sign besides its colour; an empty cell was not measured, a sign in brackets rests on the default
+    run. Claims that are not the paper's but controls of ours are marked so.
+    """
+    keys = list(dict.fromkeys(f.key for f in findings))
+    present = {f.task for f in findings if f.task}
+    tasks = [name for name in NAMES if name in present] + sorted(present - set(NAMES))
+    codes = np.full((len(keys), max(1, len(tasks))), np.nan)
+    fig, ax = plt.subplots(figsize=(4.0 + 0.5 * len(tasks), 1.4 + 0.27 * len(keys)), layout="constrained")
+    for f in findings:
+        if f.task:
+            row, column = keys.index(f.key), tasks.index(f.task)
+            codes[row, column] = list(SIGNS).index(f.verdict)
+            sign = SIGNS[f.verdict] if f.run == "full" else f"({SIGNS[f.verdict]})"
+            ax.text(column, row, sign, ha="center", va="center", fontsize=10)
+    for row, key in enumerate(keys):
+        verdicts = [f.verdict for f in findings if f.key == key and f.task]
+        text = f"{verdicts.count('supported')} of {len(verdicts)}" if verdicts else NOT_MEASURED
+        ax.text(len(tasks) - 0.35, row, text, ha="left", va="center", fontsize=8)
+    ax.imshow(codes, cmap=ListedColormap(_COLOURS), vmin=-0.5, vmax=2.5, aspect="auto")
+    ax.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks], rotation=45, ha="left", fontsize=8)
+    ours = {f.key for f in findings if f.ours}
+    names = [key.replace("_", " ").replace(".", ": ") + " (ours)" * (key in ours) for key in keys]
+    ax.set_yticks(range(len(keys)), names, fontsize=8)
+    ax.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    ax.set_xticks(np.arange(len(tasks) + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(len(keys) + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", lw=1.5)
+    ax.tick_params(which="minor", length=0)
+    sections = [key.partition(".")[0] for key in keys]
+    for row in range(1, len(keys)):
+        if sections[row] != sections[row - 1]:
+            ax.axhline(row - 0.5, color="0.4", lw=0.8)
+    ax.spines[:].set_visible(False)
+    return fig
+
+
+def origin(folders: Mapping[str, str | os.PathLike[str]], model: str) -> list[list[str]]:
+    """Where the numbers come from: for each record of `folders` (name of the run -> folder) one row of texts.
+
+    Columns: section, run, weights ("shipped" where the digest is that of `model` as it lies here now), what else the
+    record says of its run, versions.
+    """
+    here = weights_digest(model)
+    rows = []
+    for run, folder in folders.items():
+        for path in sorted(pathlib.Path(folder).glob("[0-9][0-9]_*.json")):
+            facts = dict(json.loads(path.read_text(encoding="utf-8"))["provenance"])
+            versions = " ".join(f"{name} {number}" for name, number in facts.pop("versions", {}).items())
+            weights = facts.pop("weights", None)
+            state = "not recorded" if weights is None else "shipped" if weights == here else "other weights"
+            said = ", ".join(f"{name} {_short(value)}" for name, value in facts.items())
+            rows.append([path.stem, run, f"{weights or '–'} ({state})", said, versions])
+    return sorted(rows)
+
+
+def _short(value: Any) -> str:
+    """A list of consecutive whole numbers as its ends, anything else as it is."""
+    if isinstance(value, list) and len(value) > 4 and isinstance(value[0], int):
+        if value == list(range(value[0], value[0] + len(value))):
+            return f"{value[0]}..{value[-1]}"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

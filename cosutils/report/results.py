@@ -1,0 +1,180 @@
+"""Numbers behind the claims: written with their intervals, compared with what is expected."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..metrics import bootstrap_interval
+from ..pipelines.loading import SUMS, data_folder
+
+__all__ = [
+    "beside",
+    "check_numbers",
+    "compare",
+    "measure",
+    "read_numbers",
+    "record_numbers",
+    "weights_digest",
+]
+
+_FIELDS = {"value", "low", "high", "n", "tolerance"}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("cosutils", "torch", "diffusers", "transformers", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def weights_digest(model: object) -> str | None:
+    """What tells one set of shipped weights from another: digest of the SHA256SUMS of an embedded model, else None."""
+    sums = data_folder() / model / SUMS if isinstance(model, str) and model else None
+    return hashlib.sha256(sums.read_bytes()).hexdigest()[:16] if sums is not None and sums.is_file() else None
+
+
+def _entry(name: str, given: Mapping[str, Any]) -> dict[str, float | int | None]:
+    """One checked number: finite value, low <= high or both None, n a whole number >= 1 or None."""
+    if unknown := set(given) - _FIELDS:
+        raise ValueError(f"{name}: unknown field {sorted(unknown)[0]!r}; allowed are {', '.join(sorted(_FIELDS))}")
+    if "value" not in given or isinstance(given["value"], str) or not math.isfinite(given["value"]):
+        raise ValueError(f"{name}: needs a finite value, not {given.get('value')!r}")
+    low, high, n = given.get("low"), given.get("high"), given.get("n")
+    if (low is None) != (high is None) or (low is not None and not low <= high):
+        raise ValueError(f"{name}: an interval needs low <= high (or neither), not {low!r}, {high!r}")
+    if n is not None and (int(n) != n or n < 1):
+        raise ValueError(f"{name}: n counts samples, a whole number >= 1, not {n!r}")
+    entry: dict[str, float | int | None] = {
+        "value": float(given["value"]),
+        "low": None if low is None else float(low),
+        "high": None if high is None else float(high),
+        "n": None if n is None else int(n),
+    }
+    if given.get("tolerance") is not None:
+        if not given["tolerance"] >= 0:
+            raise ValueError(f"{name}: a tolerance is >= 0, not {given['tolerance']!r}")
+        entry["tolerance"] = float(given["tolerance"])
+    return entry
+
+
+def measure(values: Sequence[float] | np.ndarray, tolerance: float | None = None) -> dict[str, float | int]:
+    """Mean of independent values (n,) with its 95 % bootstrap interval, as `record_numbers` takes it.
+
+    tolerance: how far (absolute) another machine's value may stray; default the larger of 0.02 and half the interval.
+    """
+    estimate, low, high = bootstrap_interval(values)
+    tolerance = max(0.02, (high - low) / 2) if tolerance is None else tolerance
+    return dict(value=estimate, low=low, high=high, n=len(values), tolerance=tolerance)
+
+
+def record_numbers(
+    path: str | os.PathLike[str],
+    section: str,
+    numbers: Mapping[str, Mapping[str, Any]],
+    provenance: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+    """Write `<path>/<section>.json` (whole or not at all) and return where it lies.
+
+    numbers: name -> {value, low, high, n[, tolerance]}: the value, its interval (both or neither), the number
+    of samples, and how far (absolute) another machine may stray. provenance: JSON-ready facts about the run
+    (preset, seeds, schedule, ...), stored beside the package versions and, where its "model" names an embedded
+    one, the digest of the weights. Raises ValueError on a number that is not finite, an interval upside down, or
+    an empty record.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", section):
+        raise ValueError(f"a section is a plain file name such as '01_chain_of_steps', not {section!r}")
+    if not numbers:
+        raise ValueError(f"{section}: no numbers to record")
+    facts = dict(provenance or {})
+    if digest := weights_digest(facts.get("model")):
+        facts["weights"] = digest
+    record = {
+        "section": section,
+        "numbers": {name: _entry(name, numbers[name]) for name in numbers},
+        "provenance": {**facts, "versions": _versions()},
+    }
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    folder = pathlib.Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{section}.json"
+    temporary = folder / f".{section}.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def read_numbers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """The numbers of a record, name -> {value, low, high, n[, tolerance]}; ValueError where it is not one."""
+    try:
+        numbers = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))["numbers"]
+        return {name: _entry(name, numbers[name]) for name in numbers}
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a record written by record_numbers") from error
+
+
+def check_numbers(
+    path: str | os.PathLike[str],
+    expected_path: str | os.PathLike[str],
+    rtol: float = 1e-2,
+    atol: float = 1e-3,
+) -> list[str]:
+    """Differences between two records beyond tolerance, one sentence each; an empty list means agreement.
+
+    A number agrees when |value - expected| <= its expected `tolerance`, or, where it has none,
+    <= atol + rtol * |expected|. A name that only one record has and a different n are differences too.
+    """
+    found, expected = read_numbers(path), read_numbers(expected_path)
+    differences = [f"{name}: expected, not recorded" for name in expected if name not in found]
+    differences += [f"{name}: recorded, not expected" for name in found if name not in expected]
+    for name in sorted(found.keys() & expected.keys()):
+        new, old = found[name], expected[name]
+        allowed = old.get("tolerance", atol + rtol * abs(old["value"]))
+        if abs(new["value"] - old["value"]) > allowed:
+            differences.append(f"{name}: {new['value']:.6g}, expected {old['value']:.6g} within {allowed:.2g}")
+        if new["n"] != old["n"]:
+            differences.append(f"{name}: n = {new['n']}, expected n = {old['n']}")
+    return differences
+
+
+def compare(path: str | os.PathLike[str], stored: str | os.PathLike[str]) -> str:
+    """One sentence, or one for each difference: does the record at `path` agree with the one stored with the book?
+
+    Runs with other parameters (their provenance differs, versions and weights aside) are not compared.
+    """
+    if not pathlib.Path(stored).is_file():
+        return "no numbers are stored for this page"
+
+    def facts(record: str | os.PathLike[str]) -> dict[str, Any]:
+        given = json.loads(pathlib.Path(record).read_text(encoding="utf-8"))["provenance"]
+        return {name: value for name, value in given.items() if name not in ("versions", "weights")}
+
+    if facts(path) != facts(stored):
+        return "run with other parameters than the stored numbers: not compared"
+    return "\n".join(check_numbers(path, stored)) or "the numbers are those stored with the book"
+
+
+def beside(numbers: Mapping[str, Mapping[str, Any]], stored: str | os.PathLike[str] | None = None) -> str:
+    """Recorded numbers as a text table; `stored`, a record of `record_numbers`, stands beside them where it exists."""
+    full = read_numbers(stored) if stored is not None and pathlib.Path(stored).is_file() else {}
+
+    def text(number: Mapping[str, Any] | None) -> str:
+        if number is None:
+            return ""
+        span = "" if number["low"] is None else f" [{number['low']:z.2f}, {number['high']:z.2f}]"
+        return f"{number['value']:z.2f}{span} N = {number['n']}"
+
+    width = max(map(len, numbers))
+    head = [f"{'':{width}s}  {'here':32s} full run"] if full else []
+    return "\n".join(head + [f"{k:{width}s}  {text(v):32s} {text(full.get(k))}".rstrip() for k, v in numbers.items()])

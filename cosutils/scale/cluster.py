@@ -1,0 +1,142 @@
+"""Spread work over processes of this machine, or over a Ray cluster: two engines with one interface.
+
+    for item, error in on_processes(work, items, workers=4):
+        ...
+
+`work` is a function of one item that can be imported by name (or a `functools.partial` of one); what it returns is
+dropped, so it leaves its result in a file. Items are yielded as they end, in any order, with None or with the text of
+the last error; one that failed is tried `retries` more times, after the others. A worker that dies is replaced.
+"""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from multiprocessing import connection, get_context
+from typing import Any
+
+import torch
+
+__all__ = ["ENGINES", "on_processes", "on_ray"]
+
+
+def on_processes(
+    work: Callable[[Any], Any], items: Iterable[Any], workers: int = 1, retries: int = 0
+) -> Iterator[tuple[Any, str | None]]:
+    """Yield (item, error) from `workers` fresh processes with one thread each; worker k uses GPU k modulo their number.
+
+    Where the calling process is killed, its workers end after the item they are at.
+    """
+    context = get_context("forkserver")  # the libraries are imported once, no worker inherits a used GPU
+    context.set_forkserver_preload(["cosutils.scale.spec"])
+    waiting, crew = deque((item, retries) for item in items), {}
+
+    def give(line: connection.Connection, process: Any, number: int) -> None:
+        crew[line] = process, number, *waiting.popleft()
+        with suppress(OSError):  # died while idle: its line is at its end, which `wait` reports
+            line.send(crew[line][2])
+
+    try:
+        while waiting or crew:
+            while waiting and len(crew) < workers:
+                number = min(set(range(workers)) - {number for _, number, *_ in crew.values()})
+                line, far = context.Pipe()
+                process = context.Process(target=_serve, args=(far, work, number), daemon=True)
+                process.start()
+                far.close()
+                give(line, process, number)
+            for line in connection.wait(list(crew)):
+                process, number, item, left = crew.pop(line)
+                try:
+                    error, alive = line.recv(), True
+                except (EOFError, OSError):
+                    process.join()
+                    error, alive = f"the worker process died (exit code {process.exitcode})", False
+                if error is not None and left:
+                    waiting.append((item, left - 1))
+                if alive and waiting:
+                    give(line, process, number)
+                else:
+                    line.close()
+                    process.join()
+                if error is None or not left:
+                    yield item, error
+    finally:
+        for process, *_ in crew.values():
+            process.terminate()
+
+
+def on_ray(
+    work: Callable[[Any], Any], items: Iterable[Any], workers: int = 1, retries: int = 0
+) -> Iterator[tuple[Any, str | None]]:
+    """Yield (item, error) from `workers` Ray actors of one core and, where this machine has a GPU, one GPU each.
+
+    Uses the cluster that RAY_ADDRESS names, else starts one on this machine. Files must lie where all nodes see them.
+    Raises RuntimeError where Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise RuntimeError(
+            "the engine 'ray' needs the extra [cluster]: pip install 'cosutils[cluster]', or use the engine 'local'"
+        ) from error
+    if not ray.is_initialized():
+        ray.init(logging_level="WARNING", configure_logging=False)
+    hire = ray.remote(num_cpus=1, num_gpus=int(torch.cuda.is_available()))(_Actor).remote
+    waiting, busy = deque((item, retries) for item in items), {}
+    while waiting or busy:
+        while waiting and len(busy) < workers:
+            actor, (item, left) = hire(work), waiting.popleft()
+            busy[actor.attempt.remote(item)] = actor, item, left
+        done = ray.wait(list(busy))[0][0]
+        actor, item, left = busy.pop(done)
+        try:
+            error, alive = ray.get(done), True
+        except ray.exceptions.RayError as failure:
+            error, alive = f"the actor died ({str(failure).strip().splitlines()[0]})", False
+        if error is not None and left:
+            waiting.append((item, left - 1))
+        if alive and waiting:
+            following, more = waiting.popleft()
+            busy[actor.attempt.remote(following)] = actor, following, more
+        if error is None or not left:
+            yield item, error
+
+
+ENGINES = {"local": on_processes, "ray": on_ray}
+
+
+class _Actor:
+    """A worker of `on_ray`: lives for many items, so what `work` caches (the model) is loaded once."""
+
+    def __init__(self, work: Callable[[Any], Any]):
+        torch.set_num_threads(1)
+        self.work = work
+
+    def attempt(self, item: Any) -> str | None:
+        return _attempt(self.work, item)
+
+
+def _serve(line: connection.Connection, work: Callable[[Any], Any], number: int) -> None:
+    """The life of a worker process: items come in, errors (None where there is none) go out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the caller, which ends its workers
+    torch.set_num_threads(1)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+    while True:
+        try:
+            line.send(_attempt(work, line.recv()))
+        except (EOFError, OSError):  # nothing more to do, or nobody there any more
+            return
+
+
+def _attempt(work: Callable[[Any], Any], item: Any) -> str | None:
+    """Do one item; whatever it raises comes back as text, its one-line form first."""
+    try:
+        work(item)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+    return None
