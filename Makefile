@@ -1,4 +1,5 @@
 # Two commands: `make test` and `make book`. Each creates .venv from the lock if it is missing or out of date.
+# While working: `make quick` (no notebooks, no mutations) and `make lint`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 3
 PRESET ?= default
@@ -6,10 +7,24 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: test book full pdf refresh browser-test lock clean
+.PHONY: test quick lint coverage book full pdf refresh browser-test lock clean
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+# the tests that neither run notebooks nor altered copies nor further processes
+quick: .venv/.installed
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests
+
+lint: .venv/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# the share of the package's lines that `make quick` runs
+coverage: .venv/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --cov=cosutils --cov-report=term tests
 
 book: .venv/.installed
 	$(BIN)/python tools/build_book.py --preset $(PRESET)

@@ -1,10 +1,10 @@
-"""Run tests on altered copies of the package, each in a child of one process that has imported the libraries.
+"""Work in children of one process that has imported the libraries: each starts in no time, and is thrown away.
 
-    python tests/forked.py '[["/tmp/copy", ["tests/test_record.py::test_x"]], ...]'
+    python tests/forked.py tests '[["/tmp/copy", ["tests/test_record.py::test_x"]], ...]'
+    python tests/forked.py notebooks '[["notebooks/00_setup.ipynb", "/tmp/place/notebooks", {"puzzles": 2}], ...]'
 
-Prints one JSON list: for every copy its tests as {node id: outcome}, "passed" or the name of the exception that the
-test raised. A copy that cannot be collected gives {"collection": "error"}. Importing torch and diffusers takes seconds,
-a guarding test mostly less: forking keeps the sum of many short runs short.
+Importing torch and diffusers takes seconds, a guarding test or a small notebook mostly less. What `tests` and
+`notebooks` below return for each job is printed as one JSON list, `WORKERS` jobs at a time.
 """
 
 from __future__ import annotations
@@ -13,24 +13,32 @@ import gc
 import json
 import os
 import sys
+import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
 import matplotlib.pyplot
+import matplotlib_inline.backend_inline
 import pytest
 import scipy.ndimage
 import scipy.optimize
 import scipy.stats
+import seaborn
 import torch
 import transformers
+from IPython.core.interactiveshell import InteractiveShell
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
+WORKERS = min(2, os.cpu_count() or 1)
 KINDS = ("Wan", "LTX", "CogVideoX", "HunyuanVideo")
 PRELOADED = (
     *(getattr(diffusers, f"{kind}ImageToVideoPipeline") for kind in KINDS),
     *(getattr(diffusers, name) for name in ("AutoencoderKLWan", "UniPCMultistepScheduler")),
     *(getattr(transformers, name) for name in ("UMT5EncoderModel", "CLIPVisionModel", "PreTrainedTokenizerFast")),
-    scipy.ndimage, scipy.optimize, scipy.stats, matplotlib.pyplot,
+    scipy.ndimage, scipy.optimize, scipy.stats, matplotlib.pyplot, matplotlib_inline.backend_inline, seaborn,
 )  # fmt: skip
 
 
@@ -53,29 +61,45 @@ class Outcomes:
             self.found[item.nodeid] = f"{call.excinfo.typename} in {call.when}"
 
 
-def run(folder: str, tests: list[str]) -> dict[str, str]:
-    """Outcomes of `tests` in the copy at `folder`; called in a child, which nothing has imported cosutils in."""
+def tests(folder: str, chosen: list[str]) -> dict[str, str]:
+    """Outcomes of the `chosen` tests of a copy of the package: {node id: "passed" or the name of the exception}.
+
+    A copy that cannot be collected gives {"collection": "error"}. Nothing has imported cosutils before.
+    """
     os.chdir(folder)
     sys.path.insert(0, folder)
     outcomes = Outcomes()
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    status = pytest.main(["-o", "addopts=", "-p", "no:cacheprovider", *tests], plugins=[outcomes])
+    status = pytest.main(["-o", "addopts=", "-p", "no:cacheprovider", *chosen], plugins=[outcomes])
     used = Path(sys.modules["cosutils"].__file__)
     if not used.is_relative_to(folder):
         raise RuntimeError(f"tested {used} instead of the copy in {folder}")
     return outcomes.found or {"collection": f"exit status {status}"}
 
 
-def child(folder: str, tests: list[str]) -> int:
-    """Run the tests in a forked process, its output in `folder`/log; returns its process id."""
-    pid = os.fork()
-    if pid:
+def notebooks(source: str, place: str, parameters: dict) -> str:
+    """Run the cells of a notebook with other parameters in the folder `place`; the error that ended it, or ""."""
+    notebook = parameterize_notebook(load_notebook_node(source), parameters)
+    os.chdir(place)
+    matplotlib.use("module://matplotlib_inline.backend_inline")
+    shell = InteractiveShell.instance()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            result = shell.run_cell(cell.source)
+            if error := result.error_before_exec or result.error_in_exec:
+                return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def child(work: Callable[..., object], job: list, answer: Path) -> int:
+    """Do `work(*job)` in a forked process that leaves its JSON in `answer`, and what it prints beside it."""
+    if pid := os.fork():
         return pid
     try:
-        log = os.open(Path(folder) / "log", os.O_WRONLY | os.O_CREAT)
+        log = os.open(answer.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1), os.dup2(log, 2)
-        (Path(folder) / "outcomes.json").write_text(json.dumps(run(folder, tests)))
-    except Exception:
+        answer.write_text(json.dumps(work(*job)))
+    except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -85,11 +109,21 @@ def child(folder: str, tests: list[str]) -> int:
 def main() -> None:
     torch.set_num_threads(1)
     gc.freeze()  # what is there now is no child's to collect
-    found = []
-    for folder, tests in json.loads(sys.argv[1]):
-        os.waitpid(child(folder, tests), 0)
-        outcomes = Path(folder) / "outcomes.json"
-        found.append(json.loads(outcomes.read_text()) if outcomes.is_file() else {"collection": "error"})
+    work, jobs = {"tests": tests, "notebooks": notebooks}[sys.argv[1]], json.loads(sys.argv[2])
+    with tempfile.TemporaryDirectory() as folder:
+        answers = [Path(folder) / f"{number}.json" for number in range(len(jobs))]
+        running: set[int] = set()
+        for job, answer in zip(jobs, answers, strict=True):
+            if len(running) == WORKERS:
+                running.discard(os.wait()[0])
+            running.add(child(work, job, answer))
+        while running:
+            running.discard(os.wait()[0])
+        found = []
+        for answer in answers:
+            if not answer.is_file():
+                print(answer.with_suffix(".log").read_text()[-2000:], file=sys.stderr)
+            found.append(json.loads(answer.read_text()) if answer.is_file() else {"collection": "error"})
     print(json.dumps(found))
 
 

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from nbformat import v4
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = ROOT / "_build" / "html"
 NOT_BUILT = "the book is not built here: run `make book` first"

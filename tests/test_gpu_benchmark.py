@@ -16,6 +16,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import gpu
 from cosutils.report.results import read_numbers
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--size", "tiny", "--device", "cpu", "--steps", "3"]
 
 

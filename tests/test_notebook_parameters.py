@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import re
+import json
+import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import papermill
 import pytest
 
 from cosutils.report.results import read_numbers
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -62,28 +64,27 @@ WRONG = {
 }
 
 
-def run(folder: Path, notebook: str, parameters: dict) -> tuple[str, Path]:
-    """Error of the last line of the run, empty where all went well, and the folder of its numbers."""
-    (folder / "notebooks").mkdir(parents=True)
-    (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)
-    sys.path.insert(0, str(ROOT / "tools"))
-    from build_book import run_notebook
-
-    name = f"{notebook}.ipynb"
-    record = run_notebook(ROOT / "notebooks" / name, folder / "notebooks" / name, parameters)
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", record.get("error", "")).strip().splitlines()
-    return (lines[-1] if lines else ""), folder / "runs"
+def run_all(folder: Path, jobs: dict[Any, tuple[str, dict]]) -> dict[Any, tuple[str, Path]]:
+    """Run notebooks with other parameters: {key: (name, parameters)} -> {key: (error or "", folder of its numbers)}."""
+    rows, found = [], {}
+    for number, (key, (name, parameters)) in enumerate(jobs.items()):
+        place = folder / str(number)
+        (place / "notebooks").mkdir(parents=True)
+        (place / "data").symlink_to(ROOT / "data", target_is_directory=True)
+        rows.append([str(ROOT / "notebooks" / f"{name}.ipynb"), str(place / "notebooks"), parameters])
+        found[key] = place / "runs"
+    command = [sys.executable, str(ROOT / "tests" / "forked.py"), "notebooks", json.dumps(rows)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(found, zip(json.loads(done.stdout.splitlines()[-1]), found.values(), strict=True), strict=True))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Every run of the two tables, two at a time, by name."""
+    """Every run of the two tables by name."""
     jobs = {name: (name, TINY[name]) for name in NOTEBOOKS if name in TINY}
     jobs |= {what: (name, TINY[name] | bad) for what, (name, bad, _) in WRONG.items()}
-    folder = tmp_path_factory.mktemp("runs")
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        started = {key: pool.submit(run, folder / key, *job) for key, job in jobs.items()}
-        return {key: job.result() for key, job in started.items()}
+    return run_all(tmp_path_factory.mktemp("runs"), jobs)
 
 
 def test_every_notebook_has_a_row():

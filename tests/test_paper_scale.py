@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 
 import papermill
 import pytest
-from test_notebook_parameters import NOTEBOOKS, READERS, ROOT, TINY, run
+from test_notebook_parameters import NOTEBOOKS, READERS, ROOT, TINY, run_all
 
 import cosutils as cos
 from cosutils.mini import world
 from cosutils.report.results import read_numbers
 from tiny import saved
+
+pytestmark = pytest.mark.slow
 
 STAND_INS = {"vbvr_wan22": "a14b", "wan21_i2v_14b": "wan21", "wan22_ti2v_5b": "ti2v5b"}
 SIZES = {
@@ -54,7 +54,7 @@ def presets():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, presets):
-    """Every case, two at a time: {(preset, notebook): (error, folder of its numbers)}."""
+    """Every case: {(preset, notebook): (error, folder of its numbers)}."""
     folder, jobs = tmp_path_factory.mktemp("paper-scale"), {}
     models = {kind: str(saved(kind, folder / kind)) for kind in STAND_INS.values()}
     for preset, name in CASES:
@@ -63,10 +63,8 @@ def runs(tmp_path_factory, presets):
             key: value for key, value in (TINY[name] | SMALL.get(name, {})).items() if key not in ("model", "scale")
         }
         loading = given["loading"] | dict(device="cpu")
-        jobs[preset, name] = given | short | dict(model=models[kind], scale=SIZES[kind], loading=loading)
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        started = {key: pool.submit(run, folder / "-".join(key), key[1], values) for key, values in jobs.items()}
-        return {key: job.result() for key, job in started.items()}
+        jobs[preset, name] = name, given | short | dict(model=models[kind], scale=SIZES[kind], loading=loading)
+    return run_all(folder, jobs)
 
 
 @pytest.mark.parametrize(("preset", "name"), CASES)

@@ -30,6 +30,8 @@ from cosutils.hooks.ensemble import ensemble
 from cosutils.hooks.swap import swap
 from cosutils.metrics import energy
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "a14b": ("a14b", torch.float32),
     "a14b-bf16": ("a14b", torch.bfloat16),

@@ -126,6 +126,20 @@ def test_only_runs_with_the_same_parameters_are_compared(tmp_path):
 def test_live_numbers_stand_beside_the_full_run(tmp_path):
     stored = record_numbers(tmp_path, "a", {"solved": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 200}})
     lines = beside(GOOD, stored).splitlines()
-    assert lines[1].split() == ["solved", "0.90", "[0.85,", "0.94]", "N", "=", "200", "0.50", "[0.40,", "0.60]", "N", "=", "200"]
+    assert lines[1].split() == [
+        "solved",
+        "0.90",
+        "[0.85,",
+        "0.94]",
+        "N",
+        "=",
+        "200",
+        "0.50",
+        "[0.40,",
+        "0.60]",
+        "N",
+        "=",
+        "200",
+    ]
     assert lines[2].split() == ["steps", "7.00", "N", "=", "50"]
     assert len(beside(GOOD).splitlines()) == 2

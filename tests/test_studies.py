@@ -27,6 +27,8 @@ from cosutils.scale.spec import complete
 from cosutils.scale.sweep import main, read
 from tiny import saved
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = nbformat.read(ROOT / "notebooks" / "14_paper_scale.ipynb", 4)
 STUDIES = {

@@ -38,7 +38,23 @@ KINDS = ("wan21", "a14b", "ti2v5b")
 SOLVERS = ("euler", "unipc")
 LAYERS = 4  # blocks per transformer
 CHANNELS = 4  # latent channels
-WORDS = ["a", "the", "red", "blue", "green", "ball", "maze", "robot", "moves", "to", "goal", "left", "right", "up", "down"]
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "blue",
+    "green",
+    "ball",
+    "maze",
+    "robot",
+    "moves",
+    "to",
+    "goal",
+    "left",
+    "right",
+    "up",
+    "down",
+]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -29,7 +29,7 @@ def main() -> None:
         python = pathlib.Path(folder) / "bin" / "python"
         subprocess.run([python, "-m", "pip", "install", "setuptools>=77"], check=True)
         subprocess.run(
-            [python, "-m", "pip", "install", "--no-build-isolation", "-e", ".[all,browser]"],
+            [python, "-m", "pip", "install", "--no-build-isolation", "-e", ".[dev,browser]"],
             check=True,
             cwd=ROOT,
         )
