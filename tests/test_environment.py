@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import pathlib
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -34,15 +36,22 @@ def test_the_lock_is_exact_sorted_and_without_build_tags():
     assert sorted(LOCK_LINES, key=str.lower) == LOCK_LINES
 
 
-@pytest.mark.parametrize("name", sorted(requirements("book", "test", "browser")))
+@pytest.mark.parametrize("name", sorted(requirements("report", "book", "test", "dev", "browser")))
 def test_the_lock_pins_every_direct_requirement_within_its_range(name):
-    requirement = requirements("book", "test", "browser")[name]
+    requirement = requirements("report", "book", "test", "dev", "browser")[name]
     assert LOCK[name] in requirement.specifier, f"{requirement} but the lock has {LOCK.get(name)}"
 
 
-def test_the_engine_is_pinned_exactly():
-    assert str(requirements()["torch"].specifier) == "==2.13.0"
-    assert str(requirements()["diffusers"].specifier) == "==0.42.1"
+def test_hooks_install_beside_any_recent_torch_and_bring_no_plotting():
+    for release in ("2.9.1", "2.11.0", "2.13.0", "2.14.1"):
+        assert release in requirements()["torch"].specifier
+    assert not {"matplotlib", "seaborn", "jupyter"} & set(requirements())
+    code = "import sys, cosutils; sys.exit(bool({'matplotlib', 'seaborn', 'IPython'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_lock_holds_the_engine_the_book_was_built_with():
+    assert LOCK["torch"] == "2.13.0" and LOCK["diffusers"] == "0.42.1"
 
 
 def test_the_lock_is_closed():
@@ -67,7 +76,7 @@ def test_environment_names_exactly_the_required_packages():
     assert conda == ["python=3.11", "pip"]
     assert pip[0] == "-c constraints.txt" and pip[-1] == "-e .[all]"
     named = {canonicalize_name(r.name): r.extras for r in map(Requirement, pip[1:-1])}
-    wanted = {name: r.extras for name, r in requirements("book", "test").items()}
+    wanted = {name: r.extras for name, r in requirements("report", "book", "test").items()}
     assert named == wanted
 
 
