@@ -29,7 +29,7 @@ def browser():
 
     options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options, timeout=1_200_000)
         yield browser
         browser.close()
 
@@ -49,7 +49,7 @@ def opened(browser):
         )
         tab.on("requestfailed", lambda request: noise.append(f"{page.name}: failed {request.url[:100]}"))
         tab.on("request", lambda r: None if re.match("file:|data:|blob:", r.url) else noise.append(r.url[:100]))
-        tab.set_default_timeout(120_000)
+        tab.set_default_timeout(1_200_000)
         tab.goto(page.as_uri() + query)  # until it is loaded, pictures and all
         tab.wait_for_timeout(200)  # for what scripts may ask for afterwards
         return tab

@@ -113,7 +113,7 @@ def folder(tmp_path_factory):
         ]
         for process in members:
             stack.callback(process.kill)
-        statuses = [process.wait(timeout=600) for process in members]
+        statuses = [process.wait(timeout=7200) for process in members]
     assert statuses == [0, 0], "\n".join((folder / f"log{rank}").read_text() for rank in range(2))
     return folder
 

@@ -104,6 +104,7 @@ def run_notebook(
             kernel_name="python3",
             progress_bar=False,
             execution_timeout=timeout or None,
+            start_timeout=1800,
         )
         write(stamp_figures(nbformat.read(target, 4)), target)
     except Exception as error:

@@ -58,7 +58,7 @@ def print_page(page: pathlib.Path, target: pathlib.Path) -> None:
             f"--print-to-pdf={made}",
             page.as_uri(),
         ]  # time to set the maths
-        run = subprocess.run([chromium(), *options], capture_output=True, text=True, timeout=600)
+        run = subprocess.run([chromium(), *options], capture_output=True, text=True, timeout=7200)
         if run.returncode or not made.is_file():
             raise ValueError(f"Chromium printed nothing:\n{run.stderr.strip()}")
         target.parent.mkdir(parents=True, exist_ok=True)

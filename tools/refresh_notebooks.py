@@ -103,7 +103,9 @@ def refresh(path: pathlib.Path, store: bool = False) -> bool:
     before = path.read_bytes()
     nb = read(path)
     resources = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(nb, timeout=7200, kernel_name="python3", resources=resources, record_timing=False)
+    client = NotebookClient(
+        nb, timeout=7200, startup_timeout=1800, kernel_name="python3", resources=resources, record_timing=False
+    )
     with client.setup_kernel():
         for index, cell in enumerate(nb.cells):
             client.execute_cell(cell, index)
