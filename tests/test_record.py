@@ -287,17 +287,15 @@ def test_one_recording_holds_one_run():
 
 
 def test_an_unfinished_run_cannot_be_saved(tmp_path):
-    with record(tiny.build("a14b")) as run:
-        pass
     with pytest.raises(ValueError, match="only a finished run can be saved"):
-        run.save(tmp_path)
+        Run().save(tmp_path)
 
 
 def test_exchanging_the_scheduler_inside_is_refused():
     pipe = tiny.build("a14b")
     with record(pipe):
         pipe.scheduler = ExactEulerScheduler(shift=3.0)
-        with pytest.raises(RuntimeError, match="the scheduler took no step inside this context"):
+        with pytest.raises(RuntimeError, match="pipe.scheduler was exchanged while a context is open"):
             pipe(**tiny.call())
         with pytest.raises(RuntimeError, match="pipe.scheduler was exchanged"), record(pipe):
             pass
@@ -337,4 +335,4 @@ def test_whole_model_compile_is_refused_where_hooks_are_used(how):
     pipe = tiny.build("wan21")
     pipe.transformer.compile_repeated_blocks(backend="eager")
     with tapped(pipe, hooking):
-        pass
+        pipe(**tiny.call(steps=1))
