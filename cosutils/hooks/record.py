@@ -123,7 +123,7 @@ class Run:
         if steps is not None and not (steps := list(steps)):
             raise ValueError("no steps to decode: steps is empty, name at least one or leave it out for all")
         x0 = self.x0.stack() if steps is None else torch.stack([self.x0[step] for step in steps])
-        batch = batch or max(1, min(8, DECODED // x0[0, 0].numel()))
+        batch = int(batch or max(1, min(8, DECODED // x0[0, 0].numel())))
         count = self.info["num_frames"]
         pixels = [_pixels(pipe, part, count, frames) for part in x0.flatten(0, 1).split(batch)]
         return torch.cat(pixels).unflatten(0, x0.shape[:2])
