@@ -210,8 +210,10 @@ class _Recorder(Tap):
         if self.run.latents is not None:
             raise RuntimeError("this recording already holds a run: open a new `record` for each call")
         states = _random_states(hub)
-        self.run.info = _provenance(hub) | {"generators": [plain(state[None])[0] for state in states]}
-        self.run.generators = dict(enumerate(states))
+        self.run.info = _provenance(hub) | {
+            "generators": [f"{at.type} {plain(state[None])[0]}" for at, state in states]
+        }
+        self.run.generators = {number: state for number, (_, state) in enumerate(states)}
 
     def start(self, hub: Hub) -> None:
         for series in (self.run.x, self.run.v, self.run.x0):
@@ -251,7 +253,8 @@ def record(pipe: DiffusionPipeline, keep: Iterable[str] = KEPT) -> Iterator[Run]
 def resume(pipe: DiffusionPipeline, run: Run, step: int, **arguments: Any) -> Any:
     """Call `pipe` from the recorded x_s of `run` at `step` on; returns what the call returns.
 
-    `arguments` are those of the recorded call; random numbers come from generators in the recorded state. The result
+    `arguments` are those of the recorded call; random numbers come from generators in the recorded state, whether
+    `generator` is given or not. The result
     equals the uninterrupted run's; contexts around the call see absolute step numbers, and an edit that the recorded
     x_s holds already does not act again. A multistep solver's memory is rebuilt by replaying its recorded steps,
     which costs no forward of the model. Raises KeyError for a step that was not recorded and ValueError for a solver
@@ -263,10 +266,10 @@ def resume(pipe: DiffusionPipeline, run: Run, step: int, **arguments: Any) -> An
     x = run.x[step]
     step = step if step >= 0 else run.steps + step
     arguments.setdefault("num_inference_steps", run.steps)
-    given = _seeds(arguments.get("generator"))
-    if run.info.get("seeds", given) != given:
-        raise ValueError(f"generator has the seeds {given} but the recorded run has {run.info['seeds']}")
-    arguments["generator"] = _restored(run, arguments.get("generator"))
+    given, seeds = arguments.get("generator"), run.info.get("seeds")
+    if given is not None and seeds is not None and _seeds(given) != seeds:
+        raise ValueError(f"generator has the seeds {_seeds(given)} but the recorded run has {seeds}")
+    arguments["generator"] = _restored(run) if run.generators else given
     resumed = _Resumed(run, step)
     with tapped(pipe, resumed) as hub:
         hub.restart, hub.state = resumed.restart, x
@@ -352,24 +355,23 @@ def _seeds(generator: Any) -> list[int | None]:
     return [None if one is None else one.initial_seed() for one in _generators(generator)]
 
 
-def _random_states(hub: Hub) -> list[Tensor]:
-    """State of every generator of the call, of the device's own where none was given."""
+def _random_states(hub: Hub) -> list[tuple[torch.device, Tensor]]:
+    """Device and state of every generator of the call, of the device's own where none was given."""
     device = hub.pipe._execution_device
     default = torch if device.type == "cpu" else torch.get_device_module(device)
     return [
-        default.get_rng_state() if one is None else one.get_state() for one in _generators(hub.arguments["generator"])
+        (device, default.get_rng_state()) if one is None else (one.device, one.get_state())
+        for one in _generators(hub.arguments["generator"])
     ]
 
 
-def _restored(run: Run, generator: Any) -> Any:
-    """Generators like `generator` in the state that the recorded run began with."""
-    if not run.generators:
-        return generator
+def _restored(run: Run) -> torch.Generator | list[torch.Generator]:
+    """Generators in the state that the recorded run began with."""
     restored = []
-    for number, one in enumerate(_generators(generator)):
-        restored.append(torch.Generator("cpu" if one is None else one.device))
-        restored[-1].set_state(run.generators[number])
-    return restored if isinstance(generator, list) else restored[0]
+    for number, state in run.generators.items():
+        restored.append(torch.Generator(run.info["generators"][number].split()[0]))
+        restored[-1].set_state(state)
+    return restored if len(restored) > 1 else restored[0]
 
 
 def _provenance(hub: Hub) -> dict[str, Any]:
