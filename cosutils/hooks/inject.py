@@ -133,6 +133,9 @@ class _Injector(Tap):
 class _Start(_Injector):
     """Puts the noise in as a full run does, whose Euler solver hands on states in the model's own dtype."""
 
+    def check(self, hub: Hub) -> None:
+        hub.family.solver.check_resumable(hub.scheduler, hub.arguments)
+
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
         replaced = super().edit(hub, step, x)
         if replaced is None or step == 0 or hub.family.solver.is_multistep(hub.scheduler):
@@ -201,7 +204,7 @@ def from_noise(pipe: DiffusionPipeline, edit: Edit, **arguments: Any) -> Any:
     """The call under `edit`, a `noise_at_step`, computed from that step on.
 
     Noise in the place of all of x_s leaves nothing of the steps before, so the output equals the full call's under
-    `inject`. Raises ValueError for an edit that keeps a frame or the estimate.
+    `inject`. Raises ValueError for an edit that keeps a frame or the estimate and for a solver that draws noise.
     """
     only_wan(pipe, "from_noise")
     if edit.step is None or edit.frame is not None or edit.keep_estimate:
@@ -229,6 +232,8 @@ def inject_each(
     `arguments` are those of the recorded call. The outputs equal those of full calls under `inject`.
     """
     for edit in edits:
+        if not isinstance(edit, Edit):
+            raise TypeError(f"inject_each takes edits such as noise_at_step(12), not {edit!r}")
         with inject(pipe, edit):
             output = resume(pipe, run, edit.step or 0, **arguments)
         yield edit, output

@@ -284,9 +284,7 @@ class _Resumed(Tap):
         self.run, self.at = run, step
 
     def check(self, hub: Hub) -> None:
-        draws = hub.family.solver.draws(hub.scheduler, hub.arguments)
-        if draws:
-            raise ValueError(f"{draws} draws noise at every step, so that no run can be resumed: use another solver")
+        hub.family.solver.check_resumable(hub.scheduler, hub.arguments)
         _compare(_provenance(hub), self.run.info)
 
     def restart(self, hub: Hub) -> int:

@@ -72,11 +72,17 @@ class Flow:
         return hasattr(scheduler, "model_outputs")
 
     def draws(self, scheduler: Any, arguments: dict[str, Any]) -> str | None:
-        """What makes the steps of a call draw random numbers, so that it cannot be resumed; None where they do not."""
+        """What makes the steps of a call draw random numbers; None where they do not."""
         kind = str(scheduler.config.get("algorithm_type") or "")
         if scheduler.config.get("stochastic_sampling") or kind.startswith("sde"):
             return f"{type(scheduler).__name__} with {kind or 'stochastic_sampling'}"
         return None
+
+    def check_resumable(self, scheduler: Any, arguments: dict[str, Any]) -> None:
+        """ValueError for a call that cannot begin in the middle."""
+        draws = self.draws(scheduler, arguments)
+        if draws:
+            raise ValueError(f"{draws} draws noise at every step, so that no run can be resumed: use another solver")
 
     def forget(self, scheduler: Any) -> None:
         """Make a multistep solver forget the past, so that its corrector cannot undo an edit of x_s."""
