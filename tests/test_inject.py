@@ -236,10 +236,14 @@ def test_a_function_edits_what_the_model_sees(kind, solver):
     assert relative(run.latents, clean.latents) > 0.1  # a multistep solver does not undo it
 
 
+def times(scale):
+    return lambda x, step, sigma, x0: x * scale
+
+
 def test_functions_and_edits_compose_and_tell_what_they_hold():
     pipe, names = tiny.build("a14b"), []
     for scale in (2.0, 3.0):
-        with record(pipe) as run, inject(pipe, lambda x, *_: x * scale, noise_at(1, frame=2), steps=1):
+        with record(pipe) as run, inject(pipe, times(scale), noise_at(1, frame=2), steps=1):
             pipe(**tiny.call())
         names.append(run.edits[1])
         first, _, second = run.edits[1][0].partition("; ")

@@ -291,15 +291,15 @@ def test_equal_runs_have_equal_provenance():
 
 
 def test_resume_takes_the_random_state_from_the_run():
-    """LTX draws the given frame from the generator, which the recorded call has used up."""
-    pipe, generator = families.build("ltx"), torch.Generator().manual_seed(0)
+    """CogVideoX draws what it is told of the image from the generator, which the recorded call has used up."""
+    pipe, generator = families.build("cogvideox_ddim"), torch.Generator().manual_seed(0)
     with record(pipe) as run:
-        pipe(**families.call("ltx", generator=generator))
+        pipe(**families.call("cogvideox_ddim", generator=generator))
     with record(pipe) as rest:
-        resume(pipe, run, 2, **families.call("ltx", generator=generator))
+        resume(pipe, run, 2, **families.call("cogvideox_ddim", generator=generator))
     assert torch.equal(rest.latents, run.latents)
     with pytest.raises(ValueError, match=r"generator has the seeds \[1\] but the recorded run has \[0\]"):
-        resume(pipe, run, 2, **families.call("ltx", seed=1))
+        resume(pipe, run, 2, **families.call("cogvideox_ddim", seed=1))
 
 
 def test_a_part_of_a_batch_is_resumed_with_its_own_facts():

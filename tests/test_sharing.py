@@ -1,4 +1,4 @@
-"""Contexts that nobody uses, pipelines with common parts, calls within calls, threads, callbacks: works or is refused."""
+"""Unused contexts, pipelines with common parts, calls within calls, threads, callbacks: each works or is refused."""
 
 from __future__ import annotations
 
