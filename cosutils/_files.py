@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-__all__ = ["read_json", "read_yaml", "sha256", "write", "write_json", "write_text"]
+__all__ = ["read_json", "read_yaml", "sha256", "write", "write_all", "write_json", "write_text"]
 
 
 def sha256(path: Path) -> str:
@@ -26,17 +26,29 @@ def write(path: Path, fill: Callable[[Path], Any]) -> str:
 
     The folder is made where it is missing. Raises OSError, with nothing changed at `path`, where that fails.
     """
-    temporary = path.with_name(f".{path.stem}.{os.uname().nodename}-{os.getpid()}.tmp{path.suffix}")
+    digest = []
+    write_all({path: lambda part: (fill(part), digest.append(sha256(part)))})
+    return digest[0]
+
+
+def write_all(files: Mapping[Path, Callable[[Path], Any]]) -> None:
+    """`write` of several files that belong together: none takes its place before all are whole."""
+    parts = {
+        path: path.with_name(f".{path.stem}.{os.uname().nodename}-{os.getpid()}.tmp{path.suffix}") for path in files
+    }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fill(temporary)
-        digest = sha256(temporary)
-        os.replace(temporary, path)
+        for path, fill in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError("a folder is in its place")
+            fill(parts[path])
+        for path in files:
+            os.replace(parts[path], path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"could not write {path}, nothing was changed there: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
-    return digest
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> str:

@@ -234,7 +234,7 @@ def test_a_second_run_is_refused(pipe):
 
 
 def test_a_context_without_a_run_is_refused(pipe):
-    with pytest.raises(ValueError, match="no block was reached"), capture(pipe):
+    with pytest.raises(RuntimeError, match="a context never acted"), capture(pipe):
         pass
 
 

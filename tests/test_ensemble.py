@@ -167,7 +167,7 @@ def test_all_is_undone_after_an_exception(pipe):
         ({"size": 0}, {}, "size must be a positive number of seeds"),
         ({"size": 2}, {}, "a batch of 3 videos does not divide into groups of 2"),
         ({}, {"prompt": [P, P, Q]}, "row 2 has another prompt than its group of 3 seeds"),
-        ({}, {"num_videos_per_prompt": 2}, "not num_videos_per_prompt"),
+        ({}, {"num_videos_per_prompt": 2, "generator": None}, "not num_videos_per_prompt"),
     ],
 )
 def test_bad_ensembles_are_refused(pipe, arguments, call, message):

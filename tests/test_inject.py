@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 import tiny
 from cosutils.hooks.inject import (
@@ -211,11 +213,81 @@ def test_a_step_before_the_resumed_one_is_refused():
             resume(pipe, run, 2, **tiny.call())
 
 
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
+@pytest.mark.parametrize("kind", ["a14b", "ti2v5b"])
+def test_a_function_edits_what_the_model_sees(kind, solver):
+    pipe, told = tiny.build(kind, solver), []
+    noise = torch.randn(1, 4, 3, 2, 4, generator=torch.Generator().manual_seed(9))
+
+    def steer(x, step, sigma, x0):
+        told.append((step, sigma, x0, x.clone()))
+        return (x.mul_(0.5) + noise) if step != 3 else None  # what it does to its copy in place reaches nobody
+
+    clean = plain(pipe)
+    with record(pipe) as run, inject(pipe, steer, steps=[2, np.int64(3)]) as edits:
+        pipe(**tiny.call())
+    given = kind == "ti2v5b"
+    assert edits == (steer,) and [step for step, *_ in told] == [2, 3]
+    assert torch.equal(run.x[1], clean.x[1]) and torch.equal(told[0][2], clean.x0[1])
+    assert told[0][1] == run.sigmas[2] and torch.equal(told[0][3][:, :, given:], clean.x[2][:, :, given:])
+    assert torch.equal(run.x[2][:, :, given:], (clean.x[2] * 0.5 + noise)[:, :, given:])
+    assert torch.equal(run.x[2][:, :, :given], clean.x[2][:, :, :given])
+    assert list(run.edits) == [2] and run.edits[2][0].startswith(f"{steer.__qualname__} ")
+    assert relative(run.latents, clean.latents) > 0.1  # a multistep solver does not undo it
+
+
+def times(scale):
+    return lambda x, step, sigma, x0: x * scale
+
+
+def test_functions_and_edits_compose_and_tell_what_they_hold():
+    pipe, names = tiny.build("a14b"), []
+    for scale in (2.0, 3.0):
+        with record(pipe) as run, inject(pipe, times(scale), noise_at(1, frame=2), steps=1):
+            pipe(**tiny.call())
+        names.append(run.edits[1])
+        first, _, second = run.edits[1][0].partition("; ")
+        assert "<lambda>" in first and second == "noise at frame 2, seed 0"
+    assert names[0] != names[1]
+    torch.testing.assert_close(run.x[1][:, :, :2], 3 * plain(pipe).x[1][:, :, :2])
+    assert torch.equal(run.x[1][:, :, 2], run_with(pipe, noise_at(1, frame=2)).x[1][:, :, 2])
+
+
+@pytest.mark.parametrize(
+    ("function", "steps", "error", "message"),
+    [
+        (
+            lambda x, *_: x[:, :, :1],
+            None,
+            TypeError,
+            r"<lambda> \w+ must return a tensor \(1, 4, 3, 2, 4\) or None, not",
+        ),
+        (lambda x, *_: 3, None, TypeError, "must return a tensor .* or None, not int"),
+        (lambda x, *_: x / 0, 2, ValueError, "<lambda> .* gives a state with NaN or infinity at step 2"),
+        (lambda x, *_: x, [5], ValueError, r"no step 5 in this call: it has steps 0\.\.4"),
+        (lambda x, *_: x, [1.5], TypeError, "a step must be an integer, got 1.5"),
+        (lambda x, *_: x, [], ValueError, "no step chosen"),
+        (noise_at_step(1), 1, TypeError, "steps belongs to functions"),
+    ],
+)
+def test_bad_functions_are_refused(function, steps, error, message):
+    pipe = tiny.build("a14b")
+    with pytest.raises(error, match=message), inject(pipe, function, steps=steps):
+        pipe(**tiny.call())
+
+
+def test_a_run_of_a_solver_that_draws_noise_cannot_begin_late():
+    pipe = tiny.build("a14b")
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
+    with pytest.raises(ValueError, match="draws noise at every step"):
+        from_noise(pipe, noise_at_step(2), **tiny.call())
+
+
 def test_bad_edits_are_refused():
     pipe = tiny.build("a14b")
-    with pytest.raises(TypeError, match="step must be an integer, not str"):
+    with pytest.raises(TypeError, match="step must be an integer, got '3'"):
         noise_at_step("3")
-    with pytest.raises(TypeError, match="seed must be an integer, not float"):
+    with pytest.raises(TypeError, match="seed must be an integer, got 0.5"):
         noise_at_step(3, seed=0.5)
     with pytest.raises(ValueError, match="frame must be 0 or more, got -1"):
         noise_at_frame(-1)

@@ -146,7 +146,7 @@ def test_use_preset_on_a_pipeline_built_by_hand():
     with pytest.raises(ValueError, match="no preset: make it with load, or call use_preset"):
         settings(pipe)
     assert settings(use_preset(pipe, "paper")) == {"num_inference_steps": 50, "guidance_scale": 5.0}
-    with record(pipe), pytest.raises(RuntimeError, match="a context such as record is open"):
+    with pytest.raises(RuntimeError, match="a context such as record is open"), record(pipe):
         use_preset(pipe, "mini")
 
 

@@ -90,6 +90,36 @@ CHANGES = {
         "hooks/_call.py", "if step in self.edits:", "if step in ():",
         "test_inject.py::test_unipc_does_not_undo_the_noise",
     ),
+    # what a run is told apart by, and contexts that share a pipeline
+    "an edit that acts twice in a resumed run": Change(
+        "hooks/_call.py", "if edit is None or edit[1] in held:", "if edit is None:",
+        "test_record.py::test_resume_within_the_same_context_does_not_act_twice[average]",
+    ),
+    "a resumed call that is another one": Change(
+        "hooks/record.py", "_compare(_provenance(hub), self.run.info)", "_compare({}, self.run.info)",
+        "test_record.py::test_provenance_tells_runs_apart_and_resume_refuses_the_other[image]",
+    ),
+    "random numbers of a resumed call": Change(
+        "hooks/record.py", "_restored(run) if run.generators else given", "given",
+        "test_record.py::test_resume_takes_the_random_state_from_the_run",
+    ),
+    "one file of two": Change(
+        "hooks/record.py", 'write_all({data: fill, folder / "run.json": tell})',
+        'write_all({data: fill}), write_all({folder / "run.json": tell})',
+        "test_record.py::test_both_files_are_written_or_neither",
+    ),
+    "a velocity that is no number": Change(
+        "hooks/_call.py", "if not is_finite(v):", "if step < 0:",
+        "test_record.py::test_a_velocity_that_is_not_finite_names_its_step[nan-capture]",
+    ),
+    "a context that never acted": Change(
+        "hooks/_call.py", "if not tap.called:", "if tap is None:",
+        "test_sharing.py::test_a_context_that_never_acted_says_where_it_was_opened[inject]",
+    ),
+    "latents that a callback returns": Change(
+        "hooks/_call.py", "self.latents = self.family.unpack(self.call, latents)", "self.family.unpack(self.call, latents)",
+        "test_sharing.py::test_latents_edited_by_a_callback_are_recorded_as_returned[a14b-returned]",
+    ),
     # other pipelines than Wan
     "estimate of a v-prediction": Change(
         "pipelines/families/cogvideox.py", "return self.signal(sigma).to(x) * x", "return x",

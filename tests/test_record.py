@@ -8,12 +8,21 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FirstBlockCacheConfig, UniPCMultistepScheduler, WanImageToVideoPipeline
+from diffusers import (
+    DDIMScheduler,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+)
 
 import tiny
+import tiny_families as families
 from cosutils.hooks._call import Tap, tapped
+from cosutils.hooks.capture import capture
 from cosutils.hooks.inject import inject, noise_at_step
 from cosutils.hooks.record import Run, record, resume
+from cosutils.measures.planning import average
 from cosutils.pipelines.check import check_pipeline
 from cosutils.pipelines.schedule import ExactEulerScheduler
 
@@ -177,12 +186,50 @@ def test_altered_and_missing_files_are_refused(tmp_path):
         Run.load(folder)
 
 
-def test_nothing_half_written_is_left(tmp_path, monkeypatch):
+def test_both_files_are_written_or_neither(tmp_path, monkeypatch):
     run = recorded(tiny.build("wan21"))
     (tmp_path / "run.safetensors").mkdir()  # cannot be replaced by a file
     with pytest.raises(OSError, match="could not write .*run.safetensors, nothing was changed there"):
         run.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["run.safetensors"]
+    folder, other = run.save(tmp_path / "good"), recorded(tiny.build("wan21"), seed=5)
+    other.info["note"] = np.float32(1)
+    with pytest.raises(TypeError, match=r"info\['note'\] cannot be saved as JSON: Object of type float32"):
+        other.save(folder)
+    other.info["note"] = float("nan")
+    with pytest.raises(ValueError, match=r"info\['note'\] cannot be saved as JSON"):
+        other.save(folder)
+    del other.info["note"]
+
+    def full(path, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="could not write .*run.json, nothing was changed there: .*No space left"):
+        other.save(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["run.json", "run.safetensors"]
+    assert torch.equal(Run.load(folder).latents, run.latents)
+
+
+def test_a_home_folder_and_numbers_of_numpy_are_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pipe = tiny.build("a14b")
+    whole = {"height": np.int64(16), "num_frames": np.int32(9), "num_inference_steps": np.int64(5)}
+    with record(pipe) as run:
+        pipe(**tiny.call(guidance_scale=np.float32(3)) | whole)
+    assert run.save("~/runs/a & b [1]") == tmp_path / "runs" / "a & b [1]"
+    again = Run.load("~/runs/a & b [1]", pipe)
+    assert torch.equal(again.latents, recorded(pipe).latents) and again.info["guidance_scale"] == 3.0
+    assert torch.equal(again.decode([np.int64(-1)], batch=np.int64(1)), run.decode([4]))
+    assert torch.equal(resume(pipe, again, np.int64(-2), **tiny.call()).frames, run.latents)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"sha256": "0"}', '{"first": 0, "first": 1}'])
+def test_a_damaged_description_is_named(tmp_path, text):
+    folder = recorded(tiny.build("wan21"), steps=1).save(tmp_path)
+    (folder / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json"):
+        Run.load(folder)
 
 
 def test_provenance_is_complete():
@@ -192,6 +239,109 @@ def test_provenance_is_complete():
     assert info["sigmas"] == pipe.scheduler.sigmas.tolist() and len(info["timesteps"]) == 5
     assert info["dtype"] == {"transformer": "bfloat16", "transformer_2": "bfloat16"}
     assert {"python", "torch", "diffusers", "cosutils"} <= info["versions"].keys()
+
+
+def used(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    torch.randn(3, generator=generator)
+    return generator
+
+
+def with_other_weights(pipe):
+    pipe.transformer.blocks[3].ffn.net[2].weight.data[0, 0] += 0.5
+
+
+OTHERWISE = {  # what changes the film: arguments, and what is done to the pipeline before
+    "prompt": ({"prompt": "the blue maze"}, None),
+    "guidance": ({"guidance_scale": 4.0}, None),
+    "second guidance": ({"guidance_scale_2": 2.0}, None),
+    "image": ({"image": tiny.image(1)}, None),
+    "last image": ({"last_image": tiny.image(1)}, None),
+    "generator": ({"generator": used()}, None),
+    "latents": ({"latents": torch.zeros(1, 4, 3, 2, 4)}, None),
+    "embeddings": ({"prompt": None, "prompt_embeds": torch.ones(1, 512, 16)}, None),
+    "tokens": ({"max_sequence_length": 256}, None),
+    "lora scale": ({"attention_kwargs": {"scale": 0.5}}, None),
+    "weights": ({}, with_other_weights),
+    "scheduler": ({}, lambda pipe: setattr(pipe, "scheduler", tiny.scheduler("unipc"))),
+    "solver's order": ({}, lambda pipe: pipe.scheduler.register_to_config(solver_order=1)),
+    "boundary": ({}, lambda pipe: pipe.register_to_config(boundary_ratio=0.5)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_provenance_tells_runs_apart_and_resume_refuses_the_other(name):
+    pipe = tiny.build("a14b", "unipc" if "order" in name else "euler")
+    run, (changes, prepare) = recorded(pipe), OTHERWISE[name]
+    if prepare is not None:
+        prepare(pipe)
+    assert recorded(pipe, **changes).info != run.info
+    if name in ("generator", "latents"):  # resume takes them from the run
+        return
+    before = [type(pipe), sorted(vars(pipe))]
+    with pytest.raises(ValueError, match="^[a-z_0-9.]+ is .* but the recorded run has "):
+        resume(pipe, run, 2, **tiny.call(**changes))
+    assert [type(pipe), sorted(vars(pipe))] == before
+
+
+def test_equal_runs_have_equal_provenance():
+    one, other = (recorded(tiny.build("a14b")) for _ in range(2))
+    assert one.info == other.info and one.info["generators"] == other.info["generators"]
+    assert torch.equal(one.latents, other.latents)
+
+
+def test_resume_takes_the_random_state_from_the_run():
+    """CogVideoX draws what it is told of the image from the generator, which the recorded call has used up."""
+    pipe, generator = families.build("cogvideox_ddim"), torch.Generator().manual_seed(0)
+    with record(pipe) as run:
+        pipe(**families.call("cogvideox_ddim", generator=generator))
+    with record(pipe) as rest:
+        resume(pipe, run, 2, **families.call("cogvideox_ddim", generator=generator))
+    assert torch.equal(rest.latents, run.latents)
+    with pytest.raises(ValueError, match=r"generator has the seeds \[1\] but the recorded run has \[0\]"):
+        resume(pipe, run, 2, **families.call("cogvideox_ddim", seed=1))
+
+
+def test_a_part_of_a_batch_is_resumed_with_its_own_facts():
+    pipe, call = tiny.build("wan21"), {"prompt": ["a ball", "the maze"], "seed": [1, 2]}
+    both = recorded(pipe, **call)
+    one = both.rows([1])
+    assert one.info["seeds"] == [2] and one.info["prompt"] == ["the maze"] and one.latents.shape[0] == 1
+    output = resume(pipe, one, 2, **tiny.call(["the maze"], seed=[2])).frames
+    torch.testing.assert_close(output, both.latents[1:], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="prompt is .'a ball'. but the recorded run has .'the maze'."):
+        resume(pipe, one, 2, **tiny.call(["a ball"], seed=[2]))
+
+
+@pytest.mark.parametrize("edit", ["average", "function"])
+def test_resume_within_the_same_context_does_not_act_twice(edit):
+    pipe = tiny.build("a14b")
+    call = {"prompt": ["a ball", "the maze"], "seed": [1, 2]}
+    acts = average(pipe, "x0", [1, 2]) if edit == "average" else inject(pipe, lambda x, *_: x * 1.1, steps=[2, 3])
+    with acts:
+        run = recorded(pipe, **call)
+        with record(pipe) as rest:
+            output = resume(pipe, run, 2, **tiny.call(**call)).frames
+    assert torch.equal(output, run.latents) and torch.equal(rest.x[2], run.x[2])
+    assert rest.edits == {step: names for step, names in run.edits.items() if step >= 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "scheduler"),
+    [
+        ("a14b", {}, FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)),
+        ("cogvideox_ddim", {"eta": 0.5}, None),
+    ],
+)
+def test_solvers_that_draw_noise_are_recorded_but_not_resumed(kind, changes, scheduler):
+    builder = tiny if kind in tiny.KINDS else families
+    arguments = tiny.call if kind in tiny.KINDS else lambda **changes: families.call(kind, **changes)
+    pipe = builder.build(kind)
+    pipe.scheduler = scheduler or pipe.scheduler
+    with record(pipe) as run:
+        pipe(**arguments(**changes))
+    with pytest.raises(ValueError, match="draws noise at every step, so that no run can be resumed"):
+        resume(pipe, run, 2, **arguments(**changes))
 
 
 def test_everything_is_undone_after_an_exception():
@@ -245,6 +395,10 @@ def test_unknown_steps_frames_and_batches_are_refused():
         run.decode([0], frames=[9])
     with pytest.raises(ValueError, match="batch must be a positive number of videos, got 0"):
         run.decode([0], batch=0)
+    with pytest.raises(ValueError, match="no steps to decode: steps is empty"):
+        run.decode([])
+    with pytest.raises(TypeError, match="step must be an integer, got 1.5"):
+        resume(pipe, run, 1.5, **tiny.call())
 
 
 def test_resume_refuses_what_does_not_fit():
@@ -270,12 +424,53 @@ def test_resume_refuses_what_does_not_fit():
         ({"height": 32}, ValueError, "the image is 16x32 px but the call asks for 32x32 px"),
         ({"generator": 3}, TypeError, "generator must be a torch.Generator or a list of them .* not int"),
         ({"generator": [3]}, TypeError, "generator must be a torch.Generator or a list of them .* not int"),
+        ({"generator": [used(), used()]}, ValueError, "generator holds 2 generators but the call makes 1 videos"),
+        ({"num_frames": "9"}, TypeError, "num_frames must be an integer, got '9'"),
+        ({"height": 16.0}, TypeError, "height must be an integer, got 16.0"),
+        ({"num_inference_steps": 0}, ValueError, "num_inference_steps must be 1 or more, got 0"),
+        ({"num_inference_steps": 2.5}, TypeError, "num_inference_steps must be an integer, got 2.5"),
+        ({"num_inference_steps": "20"}, TypeError, "num_inference_steps must be an integer, got '20'"),
+        ({"num_inference_steps": 1001}, ValueError, "is 1001 but the scheduler has 1000 timesteps"),
+        ({"num_videos_per_prompt": 0}, ValueError, "num_videos_per_prompt must be 1 or more, got 0"),
+        ({"prompt": []}, ValueError, r"the call makes no video: prompt is \[\]"),
+        ({"prompt": None, "prompt_embeds": torch.ones(0, 512, 16)}, ValueError, "the call makes no video"),
+        ({"prompt": 5}, TypeError, "prompt must be a text or a list of texts, got 5"),
+        ({"guidance_scale": "3"}, TypeError, "guidance_scale must be a number, got '3'"),
+        ({"guidance_scale": float("nan")}, ValueError, "guidance_scale holds NaN or infinity"),
+        ({"guidance_scale_2": np.float32("inf")}, ValueError, "guidance_scale_2 holds NaN or infinity"),
+        ({"attention_kwargs": {"scale": float("nan")}}, ValueError, "attention_kwargs holds NaN or infinity"),
+        ({"latents": torch.full((1, 4, 3, 2, 4), float("nan"))}, ValueError, "latents holds NaN or infinity"),
+        ({"latents": torch.zeros(1, 4, 3, 4, 2)}, ValueError, r"latents of shape \(1, 4, 3, 4, 2\) do not fit a call"),
+        ({"image": torch.full((1, 3, 16, 32), float("nan"))}, ValueError, "image holds NaN or infinity"),
+        ({"image": torch.full((1, 3, 16, 32), 255.0)}, ValueError, r"the image has values outside \[-1, 1\]"),
+        ({"image": torch.zeros(1, 3, 32, 16)}, ValueError, "the image is 32x16 px but the call asks for 16x32 px"),
+        ({"image": tiny.image().convert("RGBA")}, ValueError, r"the image has the mode RGBA: pass image.convert"),
+        ({"last_image": tiny.image().convert("L")}, ValueError, r"the last_image has the mode L: pass last_image"),
     ],
 )
 def test_bad_calls_are_refused_in_one_sentence(changes, error, message):
     pipe = tiny.build("a14b")
+    for module in (pipe.text_encoder, pipe.transformer, pipe.vae):  # before expensive work
+        module.register_forward_pre_hook(lambda *_: pytest.fail("a model ran"))
     with pytest.raises(error, match=message), record(pipe):
         pipe(**tiny.call(**changes))
+
+
+@pytest.mark.parametrize("watching", [record, capture])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_velocity_that_is_not_finite_names_its_step(value, watching):
+    pipe = tiny.build("a14b")
+    forwards = []
+
+    def spoil(module, arguments, output):
+        forwards.append(1)
+        if len(forwards) == 5:  # the first forward of step 2
+            output[0][0, 0, 0, 0, 0] = float(value)
+
+    pipe.transformer.register_forward_hook(spoil)
+    pipe.transformer_2.register_forward_hook(spoil)
+    with pytest.raises(ValueError, match="the model's output v holds NaN or infinity at step 2"), watching(pipe):
+        pipe(**tiny.call())
 
 
 def test_one_recording_holds_one_run():
@@ -287,17 +482,15 @@ def test_one_recording_holds_one_run():
 
 
 def test_an_unfinished_run_cannot_be_saved(tmp_path):
-    with record(tiny.build("a14b")) as run:
-        pass
     with pytest.raises(ValueError, match="only a finished run can be saved"):
-        run.save(tmp_path)
+        Run().save(tmp_path)
 
 
 def test_exchanging_the_scheduler_inside_is_refused():
     pipe = tiny.build("a14b")
     with record(pipe):
         pipe.scheduler = ExactEulerScheduler(shift=3.0)
-        with pytest.raises(RuntimeError, match="the scheduler took no step inside this context"):
+        with pytest.raises(RuntimeError, match="pipe.scheduler was exchanged while a context is open"):
             pipe(**tiny.call())
         with pytest.raises(RuntimeError, match="pipe.scheduler was exchanged"), record(pipe):
             pass
@@ -337,4 +530,4 @@ def test_whole_model_compile_is_refused_where_hooks_are_used(how):
     pipe = tiny.build("wan21")
     pipe.transformer.compile_repeated_blocks(backend="eager")
     with tapped(pipe, hooking):
-        pass
+        pipe(**tiny.call(steps=1))

@@ -17,7 +17,7 @@ from ..pipelines.families import only_wan
 from ._blocks import Seen, check_branches, check_layers, check_steps, watch
 from ._call import Hub, Tap, tapped
 from ._shards import refuse_shards
-from .record import Run, Series, record, resume
+from .record import Run, record, resume
 
 __all__ = ["ensemble", "merge", "merge_then_single"]
 
@@ -155,9 +155,7 @@ def head(pipe: Any, last: int, **arguments: Any) -> Run:
 def go_on(pipe: Any, first: Run, rows: list[int], **arguments: Any) -> tuple[Any, Run]:
     """Go on with some `rows` of a batch where `head` stopped; returns the output and these rows' whole recording."""
     step, batch = max(first.x), _batch_of(arguments)
-    run = Run(pipe=pipe, sigmas=first.sigmas, edits=first.edits, info=first.info)
-    for name in ("x", "v", "x0"):
-        setattr(run, name, Series(name, {at: value[rows] for at, value in getattr(first, name).items()}))
+    run = first.rows(rows)
     single = {}
     for name, value in arguments.items():
         if name in PER_ROW and _rows_of(value, batch):

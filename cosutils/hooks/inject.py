@@ -1,6 +1,12 @@
-"""Disturb a running chain: the paper's two perturbations (Sec. 3.2, Fig. 3) and the controls they lack.
+"""Disturb a running chain: the paper's two perturbations (Sec. 3.2, Fig. 3), the controls they lack, and your own.
 
     with inject(pipe, noise_at_step(12)):
+        pipe(**arguments)
+
+    def steer(x, step, sigma, x0):
+        return x + 0.1 * (1 - sigma) * direction
+
+    with inject(pipe, steer, steps=range(4)):
         pipe(**arguments)
 
 An edit at step i replaces x_i before the model sees it (i = 0: the initial latents). Under a multistep solver
@@ -10,7 +16,7 @@ undoes most of the noise. `record` sees the edited x_i and lists the edits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +26,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from .._check import whole, wholes
+from ..pipelines.arguments import function_name
 from ..pipelines.families import only_wan
 from ._call import Hub, Tap, tapped
 from .record import Run, resume
@@ -53,12 +61,8 @@ class Edit:
     def __post_init__(self) -> None:
         for name in ("step", "frame", "seed"):
             value = getattr(self, name)
-            if value is None and name != "seed":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
-            if value < 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
+            if value is not None or name == "seed":
+                object.__setattr__(self, name, whole(value, name, least=0))
 
     def __str__(self) -> str:
         what = "renoise" if self.keep_estimate else "noise"
@@ -89,29 +93,48 @@ def renoise(step: int, seed: int = 0) -> Edit:
     return Edit(step, None, seed, keep_estimate=True)
 
 
+Function = Callable[[Tensor, int, float, Tensor | None], Tensor | None]
+
+
 class _Injector(Tap):
-    def __init__(self, edits: tuple[Edit, ...]):
-        self.edits = edits
+    """edits: of x_s, each at its own steps; functions act at `steps`, None is all. idle: functions that edited nothing
+    yet, by name.
+    """
+
+    def __init__(self, edits: tuple[Edit | Function, ...], steps: tuple[int, ...] | None = None):
+        self.edits, self.steps = edits, steps
+        self.names = [str(edit) if isinstance(edit, Edit) else function_name(edit) for edit in edits]
+        self.idle = {name for name, edit in zip(self.names, edits, strict=True) if not isinstance(edit, Edit)}
 
     def start(self, hub: Hub) -> None:
         frames, given = hub.size[0], hub.family.given(hub.pipe)
-        for edit in self.edits:
-            if edit.step is not None and not hub.first <= edit.step < hub.steps:
-                steps = f"{hub.first}..{hub.steps - 1}"
-                raise ValueError(f"no step {edit.step} in this call: it has steps {steps}")
+        known = [edit for edit in self.edits if isinstance(edit, Edit)]
+        for step in (*(self.steps or ()), *(edit.step for edit in known if edit.step is not None)):
+            if not hub.first <= step < hub.steps:
+                raise ValueError(f"no step {step} in this call: it has steps {hub.first}..{hub.steps - 1}")
+        for edit in known:
             if edit.frame is not None and not given <= edit.frame < frames:
                 why = " (0 is the given image, put back before every forward)" if given else ""
                 raise ValueError(f"cannot edit latent frame {edit.frame}: choose {given}..{frames - 1}{why}")
 
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
-        now = [edit for edit in self.edits if edit.step in (None, step)]
-        for edit in now:
-            x = _apply(edit, hub, step, x)
-        return (x, "; ".join(map(str, now))) if now else None
+        done = []
+        for edit, name in zip(self.edits, self.names, strict=True):
+            if isinstance(edit, Edit):
+                new = _apply(edit, hub, step, x) if edit.step in (None, step) else None
+            else:
+                new = None if self.steps is not None and step not in self.steps else _ask(edit, name, hub, step, x)
+            if new is not None:
+                x, done = new, [*done, name]
+        self.idle.difference_update(done)
+        return (x, "; ".join(done)) if done else None
 
 
 class _Start(_Injector):
     """Puts the noise in as a full run does, whose Euler solver hands on states in the model's own dtype."""
+
+    def check(self, hub: Hub) -> None:
+        hub.family.solver.check_resumable(hub.scheduler, hub.arguments)
 
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
         replaced = super().edit(hub, step, x)
@@ -136,27 +159,52 @@ def _apply(edit: Edit, hub: Hub, step: int, x: Tensor) -> Tensor:
     return x
 
 
+def _ask(function: Function, name: str, hub: Hub, step: int, x: Tensor) -> Tensor | None:
+    """What a function makes of x (B, C, F, H, W); it gets a copy."""
+    new = function(x.to(torch.float32, copy=True), step, float(hub.sigmas[step]), hub.x0)
+    if new is not None and (not isinstance(new, Tensor) or new.shape != x.shape):
+        got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        raise TypeError(f"{name} must return a tensor {tuple(x.shape)} or None, not {got}")
+    return new
+
+
 @contextmanager
-def inject(pipe: DiffusionPipeline, *edits: Edit) -> Iterator[tuple[Edit, ...]]:
+def inject(
+    pipe: DiffusionPipeline, *edits: Edit | Function, steps: Iterable[int] | int | None = None
+) -> Iterator[tuple[Edit | Function, ...]]:
     """Apply `edits`, in this order, to every call of `pipe` inside the block.
 
-    Raises TypeError for something else than edits; a step or frame that the call does not have raises
-    ValueError when the call has set its schedule, before the first forward.
+    An edit is one of `noise_at_step`, `noise_at_frame`, `noise_at` and `renoise`, or a function of one's own that is
+    called as `function(x, step, sigma, x0)` before the model sees x_s, at `steps` (None is all): x (B, C, F, H, W)
+    float32, a copy; the absolute step; the noise level sigma in [0, 1]; the estimate x0hat of the step before, float32,
+    None where there is none. It returns the new x_s of the same shape, or None to leave it. Frames that the pipeline
+    sets itself, such as frame 0 of TI2V-5B, keep what it sets.
+
+    Raises TypeError for something else than edits and ValueError for a state that is not finite; a step or frame that
+    the call does not have raises ValueError when the call has set its schedule, before the first forward. RuntimeError
+    at the end where `pipe` was not called or a function edited nothing.
     """
     if not edits:
-        raise TypeError("inject needs at least one edit: noise_at_step, noise_at_frame, noise_at or renoise")
+        raise TypeError(
+            "inject needs at least one edit: noise_at_step, noise_at_frame, noise_at, renoise or a function"
+        )
     for edit in edits:
-        if not isinstance(edit, Edit):
-            raise TypeError(f"inject takes edits such as noise_at_step(12), not {edit!r}")
-    with tapped(pipe, _Injector(edits)):
+        if not isinstance(edit, Edit) and (isinstance(edit, type) or not callable(edit)):
+            raise TypeError(f"inject takes edits such as noise_at_step(12) or functions, not {edit!r}")
+    if steps is not None and all(isinstance(edit, Edit) for edit in edits):
+        raise TypeError("steps belongs to functions: an edit such as noise_at_step(12) has its own")
+    injector = _Injector(edits, None if steps is None else wholes(steps, "step"))
+    with tapped(pipe, injector):
         yield edits
+    if injector.idle:
+        raise RuntimeError(f"inject edited nothing: {', '.join(sorted(injector.idle))} returned None at every step")
 
 
 def from_noise(pipe: DiffusionPipeline, edit: Edit, **arguments: Any) -> Any:
     """The call under `edit`, a `noise_at_step`, computed from that step on.
 
     Noise in the place of all of x_s leaves nothing of the steps before, so the output equals the full call's under
-    `inject`. Raises ValueError for an edit that keeps a frame or the estimate.
+    `inject`. Raises ValueError for an edit that keeps a frame or the estimate and for a solver that draws noise.
     """
     only_wan(pipe, "from_noise")
     if edit.step is None or edit.frame is not None or edit.keep_estimate:
@@ -184,6 +232,8 @@ def inject_each(
     `arguments` are those of the recorded call. The outputs equal those of full calls under `inject`.
     """
     for edit in edits:
+        if not isinstance(edit, Edit):
+            raise TypeError(f"inject_each takes edits such as noise_at_step(12), not {edit!r}")
         with inject(pipe, edit):
             output = resume(pipe, run, edit.step or 0, **arguments)
         yield edit, output

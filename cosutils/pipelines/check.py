@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,13 +10,19 @@ from diffusers import DiffusionPipeline
 
 from .families import family_of
 
-__all__ = ["check_pipeline", "experts"]
+__all__ = ["check_pipeline", "experts", "model_name"]
 
 
 def experts(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
     """Return the transformers of `pipe` by component name, noisiest first."""
     named = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2")}
     return {name: model for name, model in named.items() if model is not None}
+
+
+def model_name(pipe: DiffusionPipeline) -> str | None:
+    """Hub id or folder name of what `pipe` was loaded from, None where it was built."""
+    model = pipe.config.get("_name_or_path")
+    return Path(model).name if model and Path(model).is_dir() else model
 
 
 def check_pipeline(pipe: Any, hooks: bool = False) -> None:

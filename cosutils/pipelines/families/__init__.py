@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Family
+from .base import Call, Family
 from .cogvideox import CogVideoX
 from .hunyuan import HunyuanVideo
 from .ltx import LTX
 from .wan import Wan
 
-__all__ = ["FAMILIES", "Family", "family_of", "only_wan"]
+__all__ = ["FAMILIES", "Call", "Family", "family_of", "only_wan"]
 
 WAN = Wan()
 FAMILIES: tuple[Family, ...] = (WAN, LTX(), CogVideoX(), HunyuanVideo())

@@ -1,22 +1,31 @@
 """What the instruments must know of one family of pipelines: a `Family`, and the kind of solver it runs, a `Flow`.
 
 Outside these classes a state is (B, C, F, H, W) with all latent frames, as the model sees it. Inside a pipeline it
-has two other forms: the one `prepare_latents` returns (`unpack`, `pack`), and the one `scheduler.step` is given
-(`whole`, `part`), from which some pipelines take the frames that hold the given image.
+has two other forms: the loop's own, which `prepare_latents` returns (`unpack`, `pack`), and the solver's, which
+`scheduler.step` is given (`from_solver`, `to_solver`) and which may lack the frames that hold the given image.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ...hooks._call import Hub
+__all__ = ["Call", "Family", "Flow"]
 
-__all__ = ["Family", "Flow"]
+
+@dataclass(frozen=True)
+class Call:
+    """One call of `pipe`. size: latent frames, rows and columns. known: what its family keeps of frames that the
+    pipeline sets itself, None before they are there or where there are none.
+    """
+
+    pipe: Any
+    size: tuple[int, int, int]
+    known: Any = None
 
 
 class Flow:
@@ -47,7 +56,7 @@ class Flow:
         return x - sigma.to(x) * v.float()
 
     def begin(self, scheduler: Any, step: int) -> None:
-        """Let `scheduler` begin at `step`; ValueError for one that cannot."""
+        """Let `scheduler` begin at `step`."""
         scheduler.set_begin_index(step)
 
     def state(self, scheduler: Any, arguments: tuple) -> Tensor:
@@ -61,6 +70,19 @@ class Flow:
     def is_multistep(self, scheduler: Any) -> bool:
         """Whether `scheduler` remembers earlier model outputs (UniPC, DPM-Solver), as Euler does not."""
         return hasattr(scheduler, "model_outputs")
+
+    def draws(self, scheduler: Any, arguments: dict[str, Any]) -> str | None:
+        """What makes the steps of a call draw random numbers; None where they do not."""
+        kind = str(scheduler.config.get("algorithm_type") or "")
+        if scheduler.config.get("stochastic_sampling") or kind.startswith("sde"):
+            return f"{type(scheduler).__name__} with {kind or 'stochastic_sampling'}"
+        return None
+
+    def check_resumable(self, scheduler: Any, arguments: dict[str, Any]) -> None:
+        """ValueError for a call that cannot begin in the middle."""
+        draws = self.draws(scheduler, arguments)
+        if draws:
+            raise ValueError(f"{draws} draws noise at every step, so that no run can be resumed: use another solver")
 
     def forget(self, scheduler: Any) -> None:
         """Make a multistep solver forget the past, so that its corrector cannot undo an edit of x_s."""
@@ -105,6 +127,12 @@ class Family:
         """The arguments of a call with the pipeline's own choice of those it allows to be None."""
         return arguments
 
+    def batch(self, arguments: dict[str, Any]) -> int:
+        """Number of videos that a call makes."""
+        prompt = arguments["prompt"]
+        given = arguments["prompt_embeds"] if prompt is None else [prompt] if isinstance(prompt, str) else prompt
+        return (0 if given is None else len(given)) * arguments["num_videos_per_prompt"]
+
     def size(self, pipe: Any, arguments: dict[str, Any]) -> tuple[int, int, int]:
         """Latent frames, rows and columns of a call; divided by `patch` the token grid."""
         stride, side = self.scales(pipe)
@@ -123,34 +151,34 @@ class Family:
         """Latent frames that the pipeline sets itself at every step: an edit of them would be lost."""
         return self.held(pipe)
 
-    def known(self, hub: Hub, x: Tensor, rest: list[Tensor]) -> Any:
-        """What `Hub.known` holds during a call, from the first state and what else `prepare_latents` returned."""
-        held = self.held(hub.pipe)
+    def known(self, call: Call, x: Tensor, rest: list[Tensor]) -> Any:
+        """`Call.known` from a state of the loop and what else `prepare_latents` returned."""
+        held = self.held(call.pipe)
         return x[:, :, :held].clone() if held else None
 
-    def unpack(self, hub: Hub, latents: Tensor) -> Tensor:
-        """The state (B, C, F, H, W) of what `prepare_latents` returns."""
+    def unpack(self, call: Call, latents: Tensor) -> Tensor:
+        """The state (B, C, F, H, W) of the loop's latents."""
         return latents
 
-    def pack(self, hub: Hub, x: Tensor) -> Tensor:
+    def pack(self, call: Call, x: Tensor) -> Tensor:
         """The inverse of `unpack`."""
         return x
 
-    def whole(self, hub: Hub, part: Tensor, held: Tensor | None = None) -> Tensor:
+    def from_solver(self, call: Call, part: Tensor, held: Tensor | None = None) -> Tensor:
         """The state (B, C, F, H, W) of what `scheduler.step` takes or returns; `held` stands for the held frames."""
-        if not self.held(hub.pipe):
+        if not self.held(call.pipe):
             return part
-        return torch.cat([hub.known if held is None else held, part], 2)
+        return torch.cat([call.known if held is None else held, part], 2)
 
-    def part(self, hub: Hub, x: Tensor) -> Tensor:
-        """The inverse of `whole`."""
-        return x[:, :, self.held(hub.pipe) :]
+    def to_solver(self, call: Call, x: Tensor) -> Tensor:
+        """The inverse of `from_solver`."""
+        return x[:, :, self.held(call.pipe) :]
 
-    def velocity(self, hub: Hub, v: Tensor) -> Tensor:
+    def velocity(self, call: Call, v: Tensor) -> Tensor:
         """The model's output (B, C, F, H, W) of what `scheduler.step` takes; held frames move with velocity 0."""
-        return self.whole(hub, v, None if hub.known is None else torch.zeros_like(hub.known).to(v))
+        return self.from_solver(call, v, None if call.known is None else torch.zeros_like(call.known).to(v))
 
-    def seen(self, hub: Hub, x: Tensor) -> Tensor:
+    def with_given(self, call: Call, x: Tensor) -> Tensor:
         """A state with the frames put back that the pipeline sets before every forward."""
         return x
 

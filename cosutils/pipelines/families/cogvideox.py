@@ -13,7 +13,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXImageToVideoPipeline
 from torch import Tensor
 
-from .base import Family, Flow
+from .base import Call, Family, Flow
 
 __all__ = ["CogVideoX"]
 
@@ -44,11 +44,12 @@ class _Diffusion(Flow):
         return self.signal(sigma).to(x) * x - sigma.to(x) * v.float()
 
     def begin(self, scheduler: Any, step: int) -> None:
-        if step > 0 and isinstance(scheduler, CogVideoXDPMScheduler):
-            raise ValueError(
-                "CogVideoXDPMScheduler draws noise at every step, so that no run can be resumed: "
-                "use CogVideoXDDIMScheduler"
-            )
+        pass  # its schedulers find their step by its timestep
+
+    def draws(self, scheduler: Any, arguments: dict[str, Any]) -> str | None:
+        if isinstance(scheduler, CogVideoXDPMScheduler):
+            return "CogVideoXDPMScheduler"
+        return f"eta={arguments['eta']}" if arguments["eta"] > 0 else None
 
     def state(self, scheduler: Any, arguments: tuple) -> Tensor:
         return arguments[3 if isinstance(scheduler, CogVideoXDPMScheduler) else 1]
@@ -91,16 +92,16 @@ class CogVideoX(Family):
     def passes(self, arguments: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
         return (("uncond", "cond"),) if arguments["guidance_scale"] > 1 else (("cond",),)
 
-    def unpack(self, hub: Any, latents: Tensor) -> Tensor:
+    def unpack(self, call: Call, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2)
 
-    def pack(self, hub: Any, x: Tensor) -> Tensor:
+    def pack(self, call: Call, x: Tensor) -> Tensor:
         return x.transpose(1, 2)
 
-    def whole(self, hub: Any, part: Tensor, held: Tensor | None = None) -> Tensor:
+    def from_solver(self, call: Call, part: Tensor, held: Tensor | None = None) -> Tensor:
         return part.transpose(1, 2)
 
-    def part(self, hub: Any, x: Tensor) -> Tensor:
+    def to_solver(self, call: Call, x: Tensor) -> Tensor:
         return x.transpose(1, 2)
 
     def decode(self, pipe: Any, latents: Tensor, frames: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 from diffusers import HunyuanVideoImageToVideoPipeline
 from torch import Tensor
 
-from .base import Family
+from .base import Call, Family
 
 __all__ = ["HunyuanVideo"]
 
@@ -20,7 +20,7 @@ DROPPED = 4  # pixel frames of the stand-in
 
 
 class HunyuanVideo(Family):
-    """`Hub.known` is the latent frame of the given image (B, C, 1, H, W) where it is held, else None."""
+    """`Call.known` is the latent frame of the given image (B, C, 1, H, W) where it is held, else None."""
 
     pipeline = HunyuanVideoImageToVideoPipeline
     blocks = ("transformer_blocks", "single_transformer_blocks")
@@ -35,8 +35,8 @@ class HunyuanVideo(Family):
     def held(self, pipe: Any) -> int:
         return int(pipe.transformer.config.image_condition_type == "token_replace")
 
-    def known(self, hub: Any, x: Tensor, rest: list[Tensor]) -> Tensor | None:
-        return rest[0] if self.held(hub.pipe) else None
+    def known(self, call: Call, x: Tensor, rest: list[Tensor]) -> Tensor | None:
+        return rest[0] if self.held(call.pipe) else None
 
     def decode(self, pipe: Any, latents: Tensor, frames: int) -> Tensor:
         film = pipe.vae.decode(latents / pipe.vae_scaling_factor, return_dict=False)[0]

@@ -10,13 +10,13 @@ from typing import Any
 from diffusers import LTXImageToVideoPipeline
 from torch import Tensor
 
-from .base import Family
+from .base import Call, Family
 
 __all__ = ["LTX"]
 
 
 class LTX(Family):
-    """`Hub.known` is the latent frame of the given image (B, C, 1, H, W)."""
+    """`Call.known` is the latent frame of the given image (B, C, 1, H, W)."""
 
     pipeline = LTXImageToVideoPipeline
     settings = ("guidance_scale", "guidance_rescale", "frame_rate")
@@ -30,14 +30,14 @@ class LTX(Family):
     def held(self, pipe: Any) -> int:
         return 1
 
-    def unpack(self, hub: Any, latents: Tensor) -> Tensor:
-        time, side, _ = self.patch(hub.pipe)
-        grid = [size // patch for size, patch in zip(hub.size, self.patch(hub.pipe), strict=True)]
-        return hub.pipe._unpack_latents(latents, *grid, side, time)
+    def unpack(self, call: Call, latents: Tensor) -> Tensor:
+        time, side, _ = self.patch(call.pipe)
+        grid = [size // patch for size, patch in zip(call.size, self.patch(call.pipe), strict=True)]
+        return call.pipe._unpack_latents(latents, *grid, side, time)
 
-    def pack(self, hub: Any, x: Tensor) -> Tensor:
-        time, side, _ = self.patch(hub.pipe)
-        return hub.pipe._pack_latents(x, side, time)
+    def pack(self, call: Call, x: Tensor) -> Tensor:
+        time, side, _ = self.patch(call.pipe)
+        return call.pipe._pack_latents(x, side, time)
 
     def decode(self, pipe: Any, latents: Tensor, frames: int) -> Tensor:
         vae = pipe.vae

@@ -11,13 +11,13 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from torch import Tensor
 
-from .base import Family
+from .base import Call, Family
 
 __all__ = ["Wan"]
 
 
 class Wan(Family):
-    """`Hub.known` is (condition, mask) for TI2V-5B, else None."""
+    """`Call.known` is (condition, mask) for TI2V-5B, else None."""
 
     pipeline = WanImageToVideoPipeline
     blocks = ("blocks",)
@@ -29,16 +29,16 @@ class Wan(Family):
     def given(self, pipe: Any) -> int:
         return int(bool(pipe.config.expand_timesteps))
 
-    def known(self, hub: Any, x: Tensor, rest: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+    def known(self, call: Call, x: Tensor, rest: list[Tensor]) -> tuple[Tensor, Tensor] | None:
         return tuple(rest) if len(rest) == 2 else None
 
-    def velocity(self, hub: Any, v: Tensor) -> Tensor:
+    def velocity(self, call: Call, v: Tensor) -> Tensor:
         return v
 
-    def seen(self, hub: Any, x: Tensor) -> Tensor:
-        if hub.known is None:
+    def with_given(self, call: Call, x: Tensor) -> Tensor:
+        if call.known is None:
             return x
-        condition, mask = hub.known
+        condition, mask = call.known
         return (1 - mask) * condition + mask * x
 
     def decode(self, pipe: Any, latents: Tensor, frames: int) -> Tensor:
