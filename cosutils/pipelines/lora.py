@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from diffusers import WanImageToVideoPipeline
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .check import experts
 
-__all__ = ["Lora", "active_lora", "add_lora", "lora_files"]
+__all__ = ["Lora", "active_lora", "adapters", "add_lora", "lora_files", "without_adapters"]
 
 Source = str | Path | dict[str, str | Path]
 Lora = Source | Sequence[Source | tuple[Source, float]]
@@ -50,16 +51,40 @@ def add_lora(pipe: WanImageToVideoPipeline, lora: Lora) -> None:
 
 
 def active_lora(pipe: WanImageToVideoPipeline) -> dict[str, dict[str, float]]:
-    """Return {expert: {name: alpha}} of the LoRA weights in use now, however they were loaded; {} without."""
-    found: dict[str, dict[str, float]] = {}
-    for expert, model in experts(pipe).items():
-        for layer in model.modules() if getattr(model, "peft_config", None) else ():
-            for name in getattr(layer, "scaling", {}):
-                used = name in layer.active_adapters and not layer.disable_adapters
-                if used and name in layer.lora_A:
-                    alpha = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
-                    found.setdefault(expert, {})[name] = round(alpha, 9)
+    """Return {expert: {name: alpha}} of the LoRA weights in use now, fused ones too, however loaded; {} without."""
+    found = {
+        expert: {name: scale for name, (scale, *_) in adapters(model).items()}
+        for expert, model in experts(pipe).items()
+    }
+    return {expert: names for expert, names in found.items() if names}
+
+
+def adapters(model: nn.Module) -> dict[str, tuple[float, bool, dict[str, Tensor]]]:
+    """{name: (alpha, whether it is fused, its tensors)} of the adapters that act in `model` now.
+
+    alpha multiplies the network alpha / rank of the file; of several in one adapter it is the largest. The tensors
+    hold the weights and each layer's alpha.
+    """
+    found: dict[str, tuple[float, bool, dict[str, Tensor]]] = {}
+    for path, layer in model.named_modules() if getattr(model, "peft_config", None) else ():
+        fused = set(getattr(layer, "merged_adapters", ()))
+        for name, scaling in getattr(layer, "scaling", {}).items():
+            if layer.disable_adapters or name not in (fused or layer.active_adapters) or name not in layer.lora_A:
+                continue
+            alpha = round(scaling * layer.r[name] / layer.lora_alpha[name], 9)
+            before, _, tensors = found.get(name, (alpha, False, {}))
+            own = {tuple(key.split(".")): value for key, value in layer.named_parameters() if key.startswith("lora_")}
+            parts = {f"{path}.{key[0]}": value for key, value in own.items() if key[1] == name}
+            parts[f"{path}.scaling"] = torch.tensor(scaling, dtype=torch.float64)
+            found[name] = (max(before, alpha, key=abs), bool(fused), tensors | parts)
     return found
+
+
+def without_adapters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers of `model` under the names that they have without adapters."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), tensor
 
 
 def lora_files(lora: Lora) -> list[Path]:

@@ -1,0 +1,127 @@
+"""What a pipeline is made of, told by content: two that could give different films never look alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from .lora import adapters, without_adapters
+
+__all__ = ["fingerprint", "identity", "stamp_commit"]
+
+SAMPLED = 256  # values of each tensor that `fingerprint` looks at
+# what saving and loading add to a configuration, or what `identity` says elsewhere
+PASSING = ("architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config")
+
+
+def identity(pipe: DiffusionPipeline) -> dict[str, dict[str, Any]]:
+    """What `pipe` and each of its components are now: {component: facts}, plain JSON values.
+
+    Of a model: class, dtypes, `commit` of the hub where `load` fetched it from there and nothing has changed it,
+    else `digest`, the sha256 of configuration and weights, None where they are on no device; `quantization`
+    and `lora` where there is one. Of any other component class and digest. "pipeline" holds the pipeline's own
+    class and settings. Digests follow the content alone: a moved folder keeps its digest. A digest of 14 billion
+    weights takes seconds; it is made once and again after a change.
+    """
+    components = pipe.components
+    settings = {name: value for name, value in pipe.config.items() if name not in components}
+    found = {"pipeline": {"class": type(pipe).__name__, "config": _plain(settings)}}
+    for name, part in components.items():
+        if part is not None:
+            facts = _model(part) if isinstance(part, nn.Module) else {"digest": _digest(_description(part))}
+            found[name] = {"class": type(part).__name__, **facts}
+    return found
+
+
+def stamp_commit(model: nn.Module, commit: str) -> None:
+    """Note that `model` as it is now comes from this commit of the hub."""
+    model.__dict__["_cos_source"] = (fingerprint(model), {"commit": commit})
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A cheap digest (milliseconds) that changes with the weights and buffers of `model`, adapters left out.
+
+    It reads names, shapes, dtypes, version counters, and 256 values of each tensor: what PyTorch counts is noticed
+    always, an edit through `.data`, which it does not count, where it touches one of these values.
+    """
+    facts, groups = [], {}
+    for name, tensor in without_adapters(model):
+        facts.append((name, tensor.shape, tensor.dtype, 0 if tensor.is_inference() else tensor._version))
+        for part in _stored(tensor):
+            if part.device.type != "meta" and part.numel():
+                step = -(-part.numel() // SAMPLED)
+                groups.setdefault((part.device, part.dtype), []).append(part.reshape(-1)[::step])
+    digest = hashlib.sha256(repr(facts).encode())
+    for samples in groups.values():
+        digest.update(torch.cat(samples).view(torch.uint8).cpu().numpy())
+    return digest.hexdigest()
+
+
+def _model(model: nn.Module) -> dict[str, Any]:
+    seen = fingerprint(model)
+    if model.__dict__.get("_cos_source", (None,))[0] != seen:
+        model.__dict__["_cos_source"] = (seen, {"digest": _weights_digest(model)})
+    tensors = [tensor for _, tensor in without_adapters(model)]
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
+    kinds |= {type(tensor).__name__ for tensor in tensors} - {"Tensor", "Parameter", "Buffer"}
+    facts: dict[str, Any] = {**model.__dict__["_cos_source"][1], "dtype": ", ".join(sorted(kinds))}
+    quantization = getattr(getattr(model, "config", None), "quantization_config", None)
+    if quantization is not None:
+        facts["quantization"] = _plain(quantization if isinstance(quantization, dict) else quantization.to_dict())
+    found = adapters(model)
+    if found:
+        facts["lora"] = {
+            name: {"scale": scale, "fused": fused, "digest": _tensors_digest(weights)}
+            for name, (scale, fused, weights) in found.items()
+        }
+    return facts
+
+
+def _weights_digest(model: nn.Module) -> str | None:
+    tensors = dict(without_adapters(model))
+    if any(tensor.device.type == "meta" for tensor in tensors.values()):
+        return None
+    return _digest(_description(model) + _tensors_digest(tensors))
+
+
+def _tensors_digest(tensors: dict[str, Tensor]) -> str:
+    def one(pair: tuple[str, Tensor]) -> str:
+        digest = hashlib.sha256(repr((pair[0], tuple(pair[1].shape), str(pair[1].dtype))).encode())
+        for part in _stored(pair[1]):
+            digest.update(part.contiguous().flatten().view(torch.uint8).cpu().numpy())
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # hashing gives way to other threads
+        return _digest("".join(pool.map(one, sorted(tensors.items()))))
+
+
+def _stored(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that hold `tensor`: itself, or the parts of a quantised one."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor.detach()]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in _stored(getattr(tensor, name))]
+
+
+def _description(part: Any) -> str:
+    """The settings of a component as text, without what a call or a place changes in them."""
+    backend = getattr(part, "backend_tokenizer", None)
+    if backend is not None:  # what comes before is padding and truncation of the latest call
+        return backend.to_str().partition('"added_tokens"')[2]
+    config = getattr(part, "config", part)
+    config = config.to_dict() if hasattr(config, "to_dict") else config
+    return json.dumps(_plain(config if isinstance(config, dict) else vars(config)), sort_keys=True)
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in PASSING}
+    return json.loads(json.dumps(kept, default=str))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
