@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
 from diffusers.hooks import HookRegistry
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
@@ -25,8 +27,9 @@ from cosutils.mini.codec import PatchCodec
 from cosutils.mini.model import build_pipeline, build_transformer
 from cosutils.pipelines.loading import _place, load, seeded, settings, use_preset
 from cosutils.pipelines.lora import active_lora, add_lora
+from cosutils.pipelines.provenance import fingerprint, identity
 from cosutils.pipelines.schedule import ExactEulerScheduler, flow_sigmas
-from cosutils.pipelines.text import remember_prompts
+from cosutils.pipelines.text import prompt_memory, remember_prompts
 
 
 def write_sums(folder):
@@ -141,6 +144,7 @@ def test_other_presets_keep_or_replace_the_shipped_scheduler(two_experts):
     assert settings(official) == {"num_inference_steps": 40, "guidance_scale": 3.5, "guidance_scale_2": 3.5}
 
 
+@pytest.mark.filterwarnings("ignore:preset 'paper' has boundary=0.875 and guidance_2=5.0 without effect on one expert")
 def test_use_preset_on_a_pipeline_built_by_hand():
     pipe = tiny.build("wan21")
     with pytest.raises(ValueError, match="no preset: make it with load, or call use_preset"):
@@ -175,8 +179,14 @@ def test_seeds():
     assert (first.initial_seed(), second.initial_seed()) == (3, 4)
     assert seeded(3).device.type == "cpu"
     assert torch.equal(torch.randn(2, generator=seeded(3)), torch.randn(2, generator=first))
-    for bad in ("3", 1.0, True, None, [0, "1"]):
+    for many in (np.arange(3), torch.arange(3), range(3), (np.uint8(0), 1, np.array(2))):
+        assert [one.initial_seed() for one in seeded(many)] == [0, 1, 2]
+    assert seeded(2**64 - 1).initial_seed() == 2**64 - 1
+    for bad in ("3", 1.0, True, None, [0, "1"], np.array([0.5]), {3}):
         with pytest.raises(TypeError, match="a seed must be an integer or a list of integers, not"):
+            seeded(bad)
+    for bad in (-1, np.int64(-1), 2**64, [0, -1]):
+        with pytest.raises(ValueError, match=r"a seed must be 0 to 2\*\*64 - 1, got"):
             seeded(bad)
     with pytest.raises(ValueError, match="no seeds given"):
         seeded([])
@@ -293,27 +303,73 @@ def test_alpha_zero_is_the_plain_model_and_observing_changes_no_bit(two_experts,
     assert recorded.info["lora"] == {}
 
 
-def test_loras_that_do_not_fit_are_refused(two_experts, tmp_path):
+def test_surplus_layers_of_a_lora_are_named_and_the_others_loaded(two_experts, tmp_path):
+    """Wan2.2's four-step files carry the image layers of Wan2.1."""
+    pipe = load(two_experts, "paper", torch.float32)
+    change = save_lora(tmp_path / "a.safetensors", pipe.transformer, "wan")
+    weights = load_file(tmp_path / "a.safetensors")
+    surplus = {key.replace("cross_attn.q", f"cross_attn.{name}_img"): value.clone() for key, value in weights.items()
+               if "cross_attn.q" in key for name in "kv"}  # fmt: skip
+    norm = {"diffusion_model.blocks.0.cross_attn.norm_k_img.diff": torch.ones(24)}
+    save_file(weights | surplus | norm, tmp_path / "a.safetensors")
+    named = r"a.safetensors holds layers that have no place \(9 of 20: .*norm_k_img.diff, .*add_k_proj, .*add_v_proj\) "
+    with pytest.warns(
+        UserWarning, match=named + "in transformer and transformer_2 of this model: the others are loaded"
+    ):
+        add_lora(pipe, tmp_path / "a.safetensors")
+    adapted = latents(pipe)
+    assert active_lora(pipe) == {"transformer": {"0_a": 1.0}, "transformer_2": {"0_a": 1.0}}
+    plain = load(two_experts, "paper", torch.float32)
+    for model in (plain.transformer, plain.transformer_2):
+        for name, delta in change.items():
+            model.get_submodule(name).weight.data += delta
+    torch.testing.assert_close(adapted, latents(plain), rtol=0, atol=1e-5)
+
+
+def test_a_refused_lora_leaves_nothing_behind(two_experts, tmp_path):
+    pipe = load(two_experts, "paper", torch.float32)
+    save_lora(tmp_path / "good.safetensors", pipe.transformer)
+    weights = load_file(tmp_path / "good.safetensors")
+    first = next(iter(weights))
+    save_file(weights | {first: weights[first].repeat(1, 2)}, tmp_path / "wide.safetensors")
+    save_file(weights | {first: weights[first] * float("nan")}, tmp_path / "nan.safetensors")
+    save_file({key: value for key, value in weights.items() if key != first}, tmp_path / "half.safetensors")
+    save_file({"vae.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "vae.safetensors")
+    save_file(
+        weights, tmp_path / "header.safetensors", {"lora_adapter_metadata": json.dumps({"transformer.r": "many"})}
+    )
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-9])
+    names, plain = [name for name, _ in pipe.transformer.named_modules()], latents(pipe)
+    damaged = ("wide", "nan", "half", "vae", "header", "cut")
+    for file in damaged:
+        low = tmp_path / f"{file}.safetensors"
+        with pytest.raises(ValueError, match=f"{file}.safetensors does not fit transformer_2 of this model: "):
+            add_lora(pipe, {"transformer": tmp_path / "good.safetensors", "transformer_2": low})
+        assert active_lora(pipe) == {} and [name for name, _ in pipe.transformer.named_modules()] == names
+        assert torch.equal(latents(pipe), plain)
+    add_lora(pipe, [(tmp_path / "good.safetensors", np.float32(0.5))])
+    adapted = latents(pipe)
+    for file in damaged:
+        with pytest.raises(ValueError, match=f"{file}.safetensors does not fit transformer of this model: "):
+            add_lora(pipe, tmp_path / f"{file}.safetensors")
+        assert active_lora(pipe)["transformer"] == {"0_good": 0.5}
+        assert torch.equal(latents(pipe), adapted)
+    add_lora(pipe, tmp_path / "good.safetensors")
+    assert active_lora(pipe)["transformer_2"] == {"0_good": 0.5, "1_good": 1.0}
+
+
+def test_what_is_no_lora_is_refused(two_experts, tmp_path):
     pipe = tiny.build("a14b")
     file = tmp_path / "a.safetensors"
-    save_lora(file, pipe.transformer)
-    weights = load_file(file)
-    other = {key.replace("blocks.3", "blocks.33"): value for key, value in weights.items()}
-    save_file(other, tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="b.safetensors does not fit transformer of this model: 9 of its 12 LoRA"):
-        load(two_experts, lora=tmp_path / "b.safetensors")
-    save_file({key: value.repeat(2, 2) for key, value in weights.items()}, tmp_path / "c.safetensors")
-    with pytest.raises(ValueError, match="c.safetensors does not fit transformer of this model"):
-        load(two_experts, lora=tmp_path / "c.safetensors")
-    save_file({"vae.weight": torch.zeros(2)}, tmp_path / "d.safetensors")
-    with pytest.raises(ValueError, match="d.safetensors does not fit transformer of this model"):
-        load(two_experts, lora=tmp_path / "d.safetensors")
+    for name in "abcd":
+        save_lora(tmp_path / f"{name}.safetensors", pipe.transformer)
     (tmp_path / "e.bin").write_bytes(b"x")
     refusals = [
         (tmp_path, ValueError, "holds 4 .safetensors files .*name one of them"),
         (tmp_path / "none.safetensors", FileNotFoundError, "no LoRA file"),
         (tmp_path / "e.bin", ValueError, "is no .safetensors file"),
         ({"transformer_3": file}, ValueError, "transformer_3.*this model has transformer, transformer_2"),
+        ([(file, float("nan"))], ValueError, "the alpha of a lora must be finite, got nan"),
         ([(file, "1")], TypeError, "the alpha of a lora must be a number, got '1'"),
         ([(file, 1, 2)], TypeError, "a lora must be a path, a hub id, or a"),
         (3, TypeError, "lora must be a path, a hub id or a list of them, not int"),
@@ -325,22 +381,102 @@ def test_loras_that_do_not_fit_are_refused(two_experts, tmp_path):
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_each_prompt_is_encoded_once(kind, tmp_path):
-    pipe = load(tiny.saved(kind, tmp_path / kind), "paper")
+    pipe = load(tiny.saved(kind, tmp_path / kind), dtype=torch.bfloat16)
     plain = WanImageToVideoPipeline(**pipe.components, **given(pipe))
     folder = tmp_path / kind / "text_encoder"
     plain.register_modules(text_encoder=UMT5EncoderModel.from_pretrained(folder, dtype=torch.bfloat16))
-    forwards = []
-    pipe.text_encoder.encoder.register_forward_hook(lambda *_: forwards.append(1))
     first = latents(pipe)
-    assert len(forwards) == 2  # the prompt and the empty one of guidance
-    assert torch.equal(latents(pipe), first) and len(forwards) == 2
-    assert torch.equal(latents(plain), first)
+    assert prompt_memory(pipe) == {"encoded": 2, "remembered": 0}  # the prompt and the empty one of guidance
+    assert torch.equal(latents(pipe), first) and prompt_memory(pipe) == {"encoded": 2, "remembered": 2}
+    assert torch.equal(latents(plain), first) and prompt_memory(plain) is None
     again = latents(pipe, prompt="the blue ball moves")
-    assert len(forwards) == 3 and not torch.equal(again, first)
+    assert prompt_memory(pipe) == {"encoded": 3, "remembered": 3} and not torch.equal(again, first)
     assert torch.equal(latents(plain, prompt="the blue ball moves"), again)
-    pipe.text_encoder.float()
-    latents(pipe)
-    assert len(forwards) == 5  # another dtype, other numbers
+    forgetful = load(tmp_path / kind, dtype=torch.bfloat16, remember=False)
+    assert torch.equal(latents(forgetful), latents(forgetful)) and prompt_memory(forgetful) is None
+
+
+def doubled(tensor):
+    tensor.data *= 2
+
+
+TOUCHED = {
+    "hook": lambda encoder: encoder.register_forward_hook(lambda *call: zero(call[-1])),
+    "pre_hook": lambda encoder: encoder.get_submodule(DEEP).register_forward_pre_hook(lambda _, args: (args[0] * 2,)),
+    "global_hook": lambda _: torch.nn.modules.module.register_module_forward_hook(
+        lambda part, _, out: out * 2 if isinstance(part, torch.nn.Linear) else None
+    ),
+    "forward": lambda encoder: setattr(encoder.get_submodule(DEEP), "forward", lambda x: 0 * x),
+    "in_place": lambda encoder: torch.nn.init.ones_(encoder.get_submodule(DEEP).weight),
+    "uncounted": lambda encoder: doubled(encoder.get_submodule(DEEP).weight),
+    "one_word": lambda encoder: doubled(encoder.get_input_embeddings().weight.data[4]),
+    "load_state_dict": lambda encoder: encoder.load_state_dict(tiny.text_encoder().state_dict()),
+    "parameter": lambda encoder: setattr(encoder.get_submodule(DEEP), "weight", torch.nn.Parameter(torch.ones(16, 16))),
+    "dtype": lambda encoder: encoder.to(torch.float64),
+    "adapter": lambda encoder: inject_adapter_in_model(
+        LoraConfig(r=2, target_modules=["q"], init_lora_weights=False), encoder
+    ),
+    "layer": lambda encoder: encoder.encoder.block.__setitem__(0, tiny.text_encoder().encoder.block[0]),
+    "settings": lambda encoder: setattr(encoder.encoder.block[0].layer[0].layer_norm, "variance_epsilon", 1.0),
+}
+DEEP = "encoder.block.0.layer.0.SelfAttention.q"
+
+
+def zero(output):
+    output.last_hidden_state = 0 * output.last_hidden_state
+    return output
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("touch", TOUCHED)
+def test_the_memory_does_not_answer_for_a_touched_encoder(touch):
+    encoder = tiny.text_encoder()
+    remember_prompts(encoder)
+    ids, mask = torch.tensor([[4, 5, 6, 0]]), torch.tensor([[1, 1, 1, 0]])
+    before = encoder(ids, mask).last_hidden_state
+    handle = TOUCHED[touch](encoder)
+    try:
+        after = encoder(ids, mask).last_hidden_state
+        assert not torch.equal(after, before)
+        assert torch.equal(after, UMT5EncoderModel.__call__(encoder, ids, mask).last_hidden_state)
+        assert torch.equal(after, encoder(ids, mask).last_hidden_state)
+    finally:
+        if hasattr(handle, "remove"):
+            handle.remove()
+
+
+@torch.no_grad()
+def test_the_memory_answers_as_the_encoder_would():
+    """Also for batches, masks, lengths, and after an answer was changed in place."""
+    encoder, plain = tiny.text_encoder(), tiny.text_encoder()
+    plain.load_state_dict(encoder.state_dict())
+    remember_prompts(encoder)
+    one, two = torch.tensor([[4, 5, 6, 0]]), torch.tensor([[4, 5, 6, 0], [7, 8, 0, 0]])
+    calls = [(one, one.gt(0).long()), (two, two.gt(0).long()), (two.flip(0), two.flip(0).gt(0).long())]
+    calls += [(one, torch.ones_like(one)), (one[:, :3], torch.ones(1, 3, dtype=torch.long))]
+    for _ in range(2):
+        for ids, mask in calls:
+            answer = encoder(ids, mask).last_hidden_state
+            assert torch.equal(answer, plain(ids, mask).last_hidden_state)
+            answer.zero_()
+    assert vars(encoder)["_cos_counts"] == {"encoded": 5, "remembered": 5}
+    with torch.enable_grad():
+        assert encoder(*calls[0]).last_hidden_state.requires_grad
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder(*calls[0]).last_hidden_state, plain(*calls[0]).last_hidden_state)
+
+
+def test_what_the_tokenizer_loses_is_said(embedded, two_experts):
+    pipe = load("cos-mini")
+    call = tasks.maze.sample(seed=7).inputs | settings(pipe) | {"num_inference_steps": 1, "output_type": "latent"}
+    with pytest.warns(UserWarning, match="of the prompt 'Zebra walk !' the tokenizer does not know 'Zebra', '!'$"):
+        pipe(**call | {"prompt": "Zebra walk !"})
+    with pytest.warns(UserWarning, match="of the prompt 'walk .*walk ...' the tokenizer cuts its 21 tokens to 16"):
+        pipe(**call | {"prompt": "walk " * 20})
+    pipe = load(two_experts)
+    with pytest.warns(UserWarning, match="of the prompt 'the purple ball' the tokenizer does not know 'purple'"):
+        latents(pipe, prompt=["the purple ball"])
+    assert [len(ids) for ids in pipe.tokenizer(["a ball", "the red maze"]).input_ids] == [2, 3]
 
 
 def given(pipe):
@@ -367,16 +503,15 @@ def test_the_waiting_encoder_stays_a_component_like_any_other(two_experts, tmp_p
     assert {part.device.type for part in moving.to("meta").parameters()} == {moving.device.type} == {"meta"}
 
 
+@torch.no_grad()
 def test_the_encoder_forgets_the_oldest_prompt(monkeypatch):
     encoder = tiny.text_encoder()
     monkeypatch.setattr("cosutils.pipelines.text.REMEMBERED", 2)
     remember_prompts(encoder)
-    forwards = []
-    encoder.encoder.register_forward_hook(lambda *_: forwards.append(1))
     mask = torch.ones(1, 3, dtype=torch.long)
     for number in (1, 2, 1, 3, 1, 2):  # 3 displaces 2
         encoder(torch.full((1, 3), number), mask)
-    assert len(forwards) == 4
+    assert vars(encoder)["_cos_counts"] == {"encoded": 4, "remembered": 2}
     assert encoder(torch.full((1, 3), 1), mask, output_hidden_states=True).hidden_states is not None
 
 
@@ -408,6 +543,16 @@ def test_offloaded_models_are_observed_unchanged(two_experts, tmp_path, with_lor
     assert torch.equal(moved.decode(), whole.decode())
 
 
+def test_a_whole_model_is_offloaded_to_the_device_that_is_asked_for(monkeypatch):
+    pipe = tiny.build("a14b")
+    _place(pipe, torch.device("cuda:1"), "model")
+    assert pipe._execution_device == torch.device("cuda:1")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 2)
+    _place(pipe, torch.device("cuda"), "model")
+    assert pipe._execution_device == torch.device("cuda:2")
+
+
 def test_a_hub_id_is_read_from_the_local_cache(two_experts, tmp_path):
     """Folder and LoRA of a hub id, as the hub's client lays its cache out, in a process that is offline."""
     hub = tmp_path / "hub"
@@ -423,6 +568,11 @@ def test_a_hub_id_is_read_from_the_local_cache(two_experts, tmp_path):
         "import cosutils as cos; from cosutils.pipelines.lora import active_lora\n"
         "pipe = cos.load('tests/tiny-a14b', 'paper', lora='tests/tiny-lora')\n"
         "print(pipe.config.boundary_ratio, active_lora(pipe))\n"
+        "from cosutils.pipelines.provenance import fingerprint, identity\n"
+        "said, again = identity(pipe), identity(cos.load('tests/tiny-a14b', 'paper', revision='0' * 40))\n"
+        "assert again['transformer'].items() <= said['transformer'].items() and again['text_encoder'] == "
+        "{'class': 'UMT5EncoderModel', 'commit': '0' * 40, 'dtype': 'bfloat16'}, again\n"
+        "pipe.vae.post_quant_conv.weight.data += 1; assert 'digest' in identity(pipe)['vae']\n"
         "for model, lora in (('tests/absent', None), ('tests/tiny-a14b', 'tests/absent/x.safetensors')):\n"
         "    try: cos.load(model, lora=lora)\n"
         "    except OSError as error: print(error)\n"
@@ -439,10 +589,119 @@ def test_a_hub_id_is_read_from_the_local_cache(two_experts, tmp_path):
 
 @pytest.mark.parametrize("kind", ["wan21", "ti2v5b"])
 def test_the_papers_settings_serve_models_with_one_expert(kind, tmp_path):
-    pipe = load(tiny.saved(kind, tmp_path), "paper")
+    with pytest.warns(UserWarning, match="preset 'paper' has .* without effect on one expert"):
+        pipe = load(tiny.saved(kind, tmp_path), "paper")
     assert pipe.config.boundary_ratio is None and "guidance_scale_2" not in settings(pipe)
     with record(pipe) as recorded:
         latents(pipe, **settings(pipe) | {"num_inference_steps": 2})
     assert recorded.info["boundary"] is None and recorded.info["guidance_scale"] == 5.0
     assert torch.equal(recorded.sigmas, flow_sigmas(2, 5.0))
     assert recorded.latents.isfinite().all()
+
+
+def test_odd_names_and_the_home_folder(embedded, two_experts, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    odd = tmp_path / "a [b] *c* %d {e} ü 'f'"
+    shutil.copytree(two_experts, odd / "model")
+    shutil.copytree(embedded.parent, odd / "data")
+    save_lora(odd / "l [0].safetensors", tiny.build("a14b").transformer)
+    pipe = load(f"~/{odd.name}/model", lora=f"~/{odd.name}/l [0].safetensors")
+    assert active_lora(pipe)["transformer"] == {"0_l [0]": 1.0} and latents(pipe).isfinite().all()
+    monkeypatch.setenv("COSUTILS_DATA", f"~/{odd.name}/data")
+    assert load("cos-mini").config.boundary_ratio is None
+    assert load(f"~/{odd.name}/data/cos-mini")._cos_preset.name == "mini"
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("transformer_2", {"num_layers": 3}, r"hold blocks.3.attn1.norm_k.weight and 26 more, for which its config"),
+        ("transformer", {"num_layers": 5}, r"lack blocks.4.attn1.norm_k.weight and 26 more, which its config"),
+        ("text_encoder", {"num_layers": 0}, "hold "),
+        ("vae", {"num_res_blocks": 0}, "hold "),
+    ],
+    ids=["deeper", "shallower", "text", "vae"],
+)
+def test_weights_that_are_not_the_configurations_are_refused(two_experts, tmp_path, part, changes, message):
+    folder = shutil.copytree(two_experts, tmp_path / "model")
+    config = json.loads((folder / part / "config.json").read_text())
+    (folder / part / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ValueError, match=f"the weights in .*/{part} {message}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_embedded_model_whose_weights_are_not_finite_is_refused(embedded, value):
+    file = next(embedded.glob("transformer/*.safetensors"))
+    weights = load_file(file)
+    weights["proj_out.bias"][3] = value
+    save_file(weights, file, {"format": "pt"})
+    write_sums(embedded)
+    with pytest.raises(
+        ValueError, match="the weights of transformer are not finite: proj_out.bias holds NaN or infinity"
+    ):
+        load("cos-mini")
+
+
+def test_identity_follows_the_content(two_experts, tmp_path):
+    pipe = load(two_experts, "paper", torch.float32)
+    first = identity(pipe)
+    assert first == identity(load(shutil.copytree(two_experts, tmp_path / "moved"), "paper", torch.float32))
+    assert json.loads(json.dumps(first)) == first
+    latents(pipe)
+    assert identity(pipe) == first
+
+    def changed(change):
+        other = deepcopy(pipe)
+        change(other)
+        now = identity(other)
+        return {name for name in first if now.get(name) != first[name]}
+
+    changes = {
+        "transformer": lambda p: doubled(p.transformer.proj_out.weight.data[0, :1]),
+        "transformer_2": lambda p: p.transformer_2.register_to_config(eps=1e-3),
+        "text_encoder": lambda p: p.text_encoder.to(torch.bfloat16),
+        "vae": lambda p: torch.nn.init.ones_(p.vae.decoder.conv_in.bias),
+        "tokenizer": lambda p: p.tokenizer.add_tokens(["purple"]),
+        "scheduler": lambda p: use_preset(p, "hf_default"),
+        "pipeline": lambda p: p.register_to_config(boundary_ratio=0.5),
+    }
+    for name, change in changes.items():
+        assert name in changed(change) <= {name, "pipeline"}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_changes_of_large_weights_are_noticed_by_samples(whole, monkeypatch):
+    monkeypatch.setattr("cosutils.pipelines.provenance.WHOLE", 2**26 * whole)
+    layer = torch.nn.Linear(256, 256).requires_grad_(False)
+    seen = [fingerprint(layer.named_parameters())]
+    layer.weight[3, 4] += 1  # PyTorch counts it
+    seen.append(fingerprint(layer.named_parameters()))
+    for block in (slice(0, 13), slice(200, 213)):  # one twentieth, a head's columns or rows
+        layer.weight.data[:, block] = 0
+        seen.append(fingerprint(layer.named_parameters()))
+        layer.weight.data[block] = 1
+        seen.append(fingerprint(layer.named_parameters()))
+    assert fingerprint(layer.named_parameters()) == seen[-1] and len(set(seen)) == 6
+
+
+def test_identity_tells_loras_their_scale_and_whether_they_are_fused(two_experts, tmp_path):
+    plain = load(two_experts, "paper", torch.float32)
+    for seed in (0, 1):
+        save_lora(tmp_path / f"{seed}.safetensors", plain.transformer, seed=seed)
+
+    def told(seed, scale):
+        pipe = load(two_experts, "paper", torch.float32, lora=[(tmp_path / f"{seed}.safetensors", scale)])
+        return pipe, identity(pipe)["transformer"]
+
+    pipe, first = told(0, 0.5)
+    assert first.pop("lora")["0_0"].items() >= {"scale": 0.5, "fused": False}.items()
+    assert first == identity(plain)["transformer"]
+    first = identity(pipe)["transformer"]
+    assert told(0, 0.5)[1] == first and told(0, 0.6)[1] != first and told(1, 0.5)[1]["lora"] != first["lora"]
+    pipe.fuse_lora(lora_scale=0.5, components=["transformer"])
+    fused = identity(pipe)["transformer"]
+    assert fused["lora"]["0_0"].items() >= {"scale": 0.25, "fused": True}.items()
+    assert fused["digest"] != first["digest"]
+    pipe.transformer.disable_lora()
+    assert "lora" not in identity(pipe)["transformer"]

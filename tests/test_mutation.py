@@ -149,6 +149,35 @@ CHANGES = {
         "pipelines/families/hunyuan.py", "film[:, :, DROPPED:]", "film[:, :, :-DROPPED]",
         "test_families.py::test_decode_gives_the_pipelines_own_pixels[hunyuan_concat]",
     ),
+    # what a pipeline is: presets, prompt memory, adapters, identity
+    "expert boundary decided by the old one": Change(
+        "pipelines/loading.py", "if two and chosen.boundary is not", "if shipped[1] and chosen.boundary is not",
+        "test_schedule.py::test_presets_leave_nothing_behind[None-euler]",
+    ),
+    "prompt memory blind for hooks": Change(
+        "pipelines/text.py", "part._forward_hooks or part._forward_pre_hooks", "part._forward_hooks",
+        "test_loading.py::test_the_memory_does_not_answer_for_a_touched_encoder[pre_hook]",
+    ),
+    "weights told apart without their values": Change(
+        "pipelines/provenance.py", "zlib.crc32(_bytes(sample), checksum)", "checksum",
+        "test_loading.py::test_changes_of_large_weights_are_noticed_by_samples[False]",
+    ),
+    "a refused LoRA stays": Change(
+        "pipelines/lora.py", "model.delete_adapters([new for", "model.delete_adapters([] and [new for",
+        "test_loading.py::test_a_refused_lora_leaves_nothing_behind",
+    ),
+    "LoRA layers without a place unnamed": Change(
+        "pipelines/lora.py", "surplus = (layers - set(places)) | unheeded", "surplus = unheeded",
+        "test_loading.py::test_surplus_layers_of_a_lora_are_named_and_the_others_loaded",
+    ),
+    "identity blind for the scale of a LoRA": Change(
+        "pipelines/provenance.py", '{"scale": scale, ', '{"scale": 1.0, ',
+        "test_loading.py::test_identity_tells_loras_their_scale_and_whether_they_are_fused",
+    ),
+    "a block without a place passes": Change(
+        "pipelines/loading.py", "in stored - wanted if expert or", "in stored - wanted if not expert and",
+        "test_loading.py::test_weights_that_are_not_the_configurations_are_refused[deeper]",
+    ),
     # block states: read, exchanged, merged
     "order of frames in the tokens of a region": Change(
         "hooks/capture.py", "return inside.flatten()", "return inside.permute(2, 1, 0).flatten()",

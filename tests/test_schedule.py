@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 import tiny
 from cosutils.hooks.record import record
+from cosutils.pipelines.loading import settings, use_preset
 from cosutils.pipelines.schedule import PRESETS, ExactEulerScheduler, flow_sigmas, preset, scheduler
 
 
@@ -29,6 +30,12 @@ def test_sigmas_are_the_authors(steps, shift):
         assert sigmas.shape == (steps + 1,) and sigmas[-1] == 0
         np.testing.assert_allclose(sigmas[:-1], authors_sigmas(steps, shift), atol=1e-6)
     np.testing.assert_allclose(ours.timesteps, 1000 * authors_sigmas(steps, shift), atol=1e-3)
+
+
+def test_numbers_of_numpy_are_numbers():
+    ours = ExactEulerScheduler(shift=np.float32(5))
+    ours.set_timesteps(np.int64(4))
+    assert torch.equal(ours.sigmas, flow_sigmas(np.int32(4), 5.0))
 
 
 def test_the_numbers_of_the_four_step_models():
@@ -66,6 +73,46 @@ def test_number_of_high_noise_steps(name, high):
     assert int((flow_sigmas(row.steps, row.shift)[:-1] >= row.boundary).sum()) == high
 
 
+def shipped(pipe):
+    """What a preset may change."""
+    pipe.scheduler.set_timesteps(7)
+    return type(pipe.scheduler), dict(pipe.scheduler.config), pipe.scheduler.sigmas.tolist(), pipe.config.boundary_ratio
+
+
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
+@pytest.mark.parametrize("boundary", [None, 0.8])
+@pytest.mark.filterwarnings("ignore:preset 'hf_default' leaves two experts without a boundary")
+def test_presets_leave_nothing_behind(solver, boundary):
+    pipe = tiny.build("a14b", solver)
+    pipe.register_to_config(boundary_ratio=boundary)
+    before = shipped(pipe)
+    for name in ("paper", "wan_official", "distill4", "hf_default", "paper"):
+        assert use_preset(pipe, name).config.boundary_ratio == (PRESETS[name].boundary or boundary)
+    pipe.scheduler.set_shift(9.0)
+    assert shipped(use_preset(pipe, "hf_default")) == before
+    pipe.scheduler = ExactEulerScheduler(shift=7.0)
+    with pytest.warns(UserWarning, match="preset 'hf_default' replaces the ExactEulerScheduler set on this pipeline"):
+        use_preset(pipe, "hf_default")
+    assert shipped(pipe) == before
+
+
+def test_a_preset_that_cannot_take_effect_says_so():
+    two = tiny.build("a14b")
+    two.register_to_config(boundary_ratio=None)
+    with pytest.warns(UserWarning, match="'hf_default' leaves two experts without a boundary: only the first will run"):
+        use_preset(two, "hf_default")
+    one = tiny.build("ti2v5b")
+    with pytest.warns(UserWarning, match="preset 'wan_official' has boundary=0.9 and guidance_2=3.5 without effect"):
+        use_preset(one, "wan_official")
+    assert one.config.boundary_ratio is None and "guidance_scale_2" not in settings(one)
+    foreign = tiny.build("a14b")
+    foreign.scheduler = DDIMScheduler()
+    use_preset(foreign, "paper")  # as long as the shipped one is not asked for
+    with pytest.raises(ValueError, match="DDIMScheduler is not a flow-matching"):
+        use_preset(foreign, "hf_default")
+    assert isinstance(foreign.scheduler, ExactEulerScheduler) and foreign._cos_preset.name == "paper"
+
+
 def test_presets_are_a_frozen_table():
     assert list(PRESETS) == ["mini", "paper", "wan_official", "hf_default", "distill4"]
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -80,8 +127,9 @@ def test_presets_are_a_frozen_table():
     ("steps", "shift", "error", "message"),
     [
         (0, 3.0, ValueError, "steps must be 1 or more, got 0"),
-        (2.5, 3.0, TypeError, "steps must be an integer, not float"),
-        (4, 0.0, ValueError, r"shift must be positive, got 0\.0"),
+        (2.5, 3.0, TypeError, "steps must be an integer, got 2.5"),
+        (4, float("inf"), ValueError, "shift must be positive and finite, got inf"),
+        (4, 0.0, ValueError, r"shift must be positive and finite, got 0\.0"),
     ],
 )
 def test_bad_schedules_are_refused(steps, shift, error, message):

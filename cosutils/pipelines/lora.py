@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import WanImageToVideoPipeline
@@ -20,34 +24,68 @@ __all__ = ["Lora", "active_lora", "adapters", "add_lora", "lora_files", "without
 
 Source = str | Path | dict[str, str | Path]
 Lora = Source | Sequence[Source | tuple[Source, float]]
+UNFIT = (SafetensorError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 USUAL = "pytorch_lora_weights.safetensors"  # the name diffusers gives to a LoRA
 
 
 def add_lora(pipe: WanImageToVideoPipeline, lora: Lora) -> None:
     """Put `lora` on the transformers of `pipe`, unmerged: W x + alpha (a / r) B A x, in the dtype of W.
 
-    See `loading.load` for the forms of `lora`. Raises ValueError or TypeError for what is none of them, and
-    for a file that does not fit the model; FileNotFoundError and OSError where there is no such file.
+    See `loading.load` for the forms of `lora`. Adapters that act already go on acting. Layers of a file that the model
+    has no place for are left out with a warning that names them: Wan2.1's image layers `k_img`, `v_img` in
+    files that are given to Wan2.2. Raises ValueError or TypeError for what is no LoRA and for a file of which nothing
+    fits, or a layer has another size or is not finite; FileNotFoundError and OSError where there is no such file. The
+    pipeline is as before then.
     """
     try:
         import peft  # noqa: F401
     except ImportError as error:
         raise ImportError("lora= needs the package peft: pip install -e '.[lora]'") from error
-    names: dict[str, list[str]] = {name: [] for name in experts(pipe)}
-    scales: dict[str, list[float]] = {name: [] for name in names}
-    for number, (source, alpha) in enumerate(_pairs(lora)):
-        files = source if isinstance(source, dict) else dict.fromkeys(names, source)
-        unknown = [name for name in files if name not in names]
+    models = experts(pipe)
+    acting = {
+        expert: {name: scale for name, (scale, *_) in adapters(model).items()} for expert, model in models.items()
+    }
+    scales = {expert: dict(names) for expert, names in acting.items()}
+    first = max(len(getattr(model, "peft_config", None) or ()) for model in models.values())
+    states = []
+    told: dict[str, list[str]] = {}
+    for number, (source, alpha) in enumerate(_pairs(lora), first):
+        files = source if isinstance(source, dict) else dict.fromkeys(models, source)
+        unknown = [name for name in files if name not in models]
         if unknown or not files:
-            raise ValueError(f"lora names {unknown or 'no expert'}: this model has {', '.join(names)}")
+            raise ValueError(f"lora names {unknown or 'no expert'}: this model has {', '.join(models)}")
         for expert, given in files.items():
             file = _file(given)
-            names[expert].append(f"{number}_{file.stem.replace('.', '_')}")
-            scales[expert].append(float(alpha))
-            _put(pipe, expert, file, names[expert][-1])
-    for expert, model in experts(pipe).items():
-        if names[expert]:
-            model.set_adapters(names[expert], scales[expert])
+            name = f"{number}_{file.stem.replace('.', '_')}"
+            state, facts, left_out = _fitting(pipe, expert, file)
+            states.append((expert, file, name, state, facts))
+            scales[expert][name] = float(alpha)
+            if left_out:
+                told.setdefault(f"{file} holds layers that have no place ({left_out})", []).append(expert)
+    if told:
+        text = "; ".join(f"{what} in {' and '.join(where)} of this model" for what, where in told.items())
+        warnings.warn(f"{text}: the others are loaded", stacklevel=3)
+    try:
+        for one in states:
+            expert, file, name, state, facts = one
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several add up
+                pipe.load_lora_into_transformer(state, models[expert], name, pipe, metadata=facts)
+            put = sum(name in getattr(layer, "lora_A", {}) for layer in models[expert].modules())
+            pairs = sum(".lora_A." in key for key in state)
+            if put != pairs:
+                raise ValueError(f"{put} of its {pairs} LoRA layers found a place")
+    except UNFIT as error:
+        for name, model in models.items():
+            model.delete_adapters([new for new in scales[name] if new not in acting[name]])
+            if acting[name]:
+                model.set_adapters(list(acting[name]), list(acting[name].values()))
+            elif not getattr(model, "peft_config", None):
+                model.unload_lora()
+        raise _unfit(file, expert, error) from error
+    for expert, model in models.items():
+        if scales[expert]:
+            model.set_adapters(list(scales[expert]), list(scales[expert].values()))
 
 
 def active_lora(pipe: WanImageToVideoPipeline) -> dict[str, dict[str, float]]:
@@ -102,14 +140,16 @@ def _pairs(lora: Lora) -> list[tuple[Source, float]]:
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not isinstance(pair[0], (str, Path, dict)):
             raise TypeError(f"a lora must be a path, a hub id, or a (path or hub id, alpha) pair, got {pair!r}")
-        if isinstance(pair[1], bool) or not isinstance(pair[1], (int, float)):
+        if isinstance(pair[1], bool) or not isinstance(pair[1], Real):
             raise TypeError(f"the alpha of a lora must be a number, got {pair[1]!r}")
+        if not math.isfinite(pair[1]):
+            raise ValueError(f"the alpha of a lora must be finite, got {pair[1]!r}")
     return [tuple(pair) for pair in pairs]
 
 
 def _file(given: str | Path) -> Path:
     """The one .safetensors file meant by a file, a folder, 'owner/name' or 'owner/name/file.safetensors'."""
-    path = Path(given)
+    path = Path(given).expanduser()
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:
@@ -133,27 +173,41 @@ def _file(given: str | Path) -> Path:
         ) from error
 
 
-def _put(pipe: WanImageToVideoPipeline, expert: str, file: Path, name: str) -> None:
-    """Load `file` onto one expert as adapter `name` and check that all of it arrived."""
+def _fitting(
+    pipe: WanImageToVideoPipeline, expert: str, file: Path
+) -> tuple[dict[str, Tensor], dict[str, Any] | None, str]:
+    """The tensors of `file` for which `expert` has a place, under diffusers' names; its header; what is left out."""
     model = experts(pipe)[expert]
     try:
         weights = _weights(file)
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "null"))
+        unheeded = {
+            key for key in weights if "norm" in key and key.endswith((".diff", ".diff_b")) and weights[key].any()
+        }
         state = pipe.lora_state_dict(weights)
-        pairs = sum(key.endswith("lora_A.weight") for key in state)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several add up
-            pipe.load_lora_into_transformer(state, model, adapter_name=name, metadata=facts, _pipeline=pipe)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"{file} does not fit {expert} of this model: {str(error).strip().splitlines()[-1].strip()}"
-        ) from error
-    layers = [layer for layer in model.modules() if name in getattr(layer, "lora_A", {})]
-    if not pairs or len(layers) != pairs:
-        raise ValueError(
-            f"{file} does not fit {expert} of this model: {len(layers)} of its {pairs} LoRA layers found a place"
-        )
+        layers = {key.partition(".lora_")[0] for key in state}
+        places = {f"transformer.{name}": part for name, part in model.named_modules() if hasattr(part, "weight")}
+        fitting = {key: value for key, value in state.items() if key.partition(".lora_")[0] in places}
+        for layer in layers & set(places):
+            down, up = (fitting[f"{layer}.lora_{side}.weight"] for side in "AB")
+            sizes, wanted = (up.shape[0], down.shape[1]), tuple(places[layer].weight.shape[:2])
+            if sizes != wanted or up.shape[1] != down.shape[0]:
+                raise ValueError(f"{layer} is {wanted[0]} x {wanted[1]}, its B A is {sizes[0]} x {sizes[1]}")
+            if not (down.isfinite().all() and up.isfinite().all()):
+                raise ValueError(f"{layer} holds NaN or infinity")
+        if not fitting:
+            raise ValueError(f"0 of its {len(layers)} LoRA layers found a place")
+    except UNFIT as error:
+        raise _unfit(file, expert, error) from error
+    surplus = (layers - set(places)) | unheeded
+    kinds = sorted({re.sub(r"\.\d+\.", ".*.", layer) for layer in surplus})
+    return fitting, facts, f"{len(surplus)} of {len(layers)}: {', '.join(kinds)}" if surplus else ""
+
+
+def _unfit(file: Path, expert: str, error: Exception) -> ValueError:
+    told = f"it lacks {error}" if isinstance(error, KeyError) else str(error).strip().splitlines()[-1].strip()
+    return ValueError(f"{file} does not fit {expert} of this model: {told}")
 
 
 def _weights(file: Path) -> dict[str, Tensor]:

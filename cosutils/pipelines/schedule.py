@@ -15,6 +15,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.configuration_utils import register_to_config
 
+from .._check import whole
+
 __all__ = ["PRESETS", "ExactEulerScheduler", "Preset", "flow_sigmas", "preset", "scheduler", "shifted"]
 
 
@@ -24,12 +26,9 @@ def flow_sigmas(steps: int, shift: float) -> torch.Tensor:
     Returns (steps + 1,) float32, from 1 down to the closing 0. Raises TypeError or ValueError unless `steps`
     is an integer of at least 1 and `shift` is positive.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"steps must be an integer, not {type(steps).__name__}")
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, got {steps}")
-    if not shift > 0:
-        raise ValueError(f"shift must be positive, got {shift}")
+    steps = whole(steps, "steps", least=1)
+    if not 0 < shift < float("inf"):
+        raise ValueError(f"shift must be positive and finite, got {shift}")
     return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).float()
 
 
@@ -45,7 +44,9 @@ class ExactEulerScheduler(FlowMatchEulerDiscreteScheduler):
     sampler does (steps of 4 near 1000); the sigmas that integrate stay exact.
     """
 
-    @register_to_config
+    timesteps: torch.Tensor
+
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0, timestep_dtype: str = "float32"):
         if timestep_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"timestep_dtype must be 'float32' or 'bfloat16', got {timestep_dtype!r}")
@@ -66,7 +67,7 @@ class Preset:
     steps: number of denoising steps. solver: "euler" (`ExactEulerScheduler`) or "unipc". shift: of the
     schedule. guidance, guidance_2: classifier-free guidance of the high-noise and of the low-noise expert.
     boundary: sigma in [0, 1] below which the low-noise expert takes over. Models with one expert (Wan2.1, TI2V-5B)
-    take every preset too: they have no boundary and no second guidance. dtype, timestep_dtype: of the model
+    take every preset too, without its boundary and second guidance. dtype, timestep_dtype: of the model
     and of what it is told about time.
     """
 
