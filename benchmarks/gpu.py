@@ -57,7 +57,7 @@ from cosutils.hooks.record import record
 from cosutils.metrics import bootstrap_interval
 from cosutils.pipelines.check import experts
 from cosutils.pipelines.loading import seeded, settings, use_preset
-from cosutils.report.results import read_numbers, record_numbers
+from cosutils.report.results import interval_text, read_numbers, record_numbers
 
 BARS = {
     "observing_identical": (">=", 1),
@@ -355,9 +355,8 @@ def report(numbers: Numbers, barred: bool) -> int:
         sign, bar = BARS.get(name, ("", None)) if barred else ("", None)
         good = bar is None or (one["value"] <= bar if sign == "<=" else one["value"] >= bar)
         missed += not good
-        interval = f" [{one['low']:.4f}, {one['high']:.4f}]" if "low" in one else ""
         verdict = "" if bar is None else f"   bar {sign} {bar}: {'met' if good else 'MISSED'}"
-        print(f"{name:20s} {one['value']:.4f}{interval}{verdict}")
+        print(f"{name:20s} {interval_text(one, 4)}{verdict}")
     return int(missed > 0)
 
 

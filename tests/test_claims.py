@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cosutils.report.claims import judge, load_claims, table, verdict
+from cosutils.report.claims import judge, load_claims, verdict, verdict_text
 
 CLAIMS = Path(__file__).resolve().parents[1] / "data" / "claims.yaml"
 
@@ -35,7 +35,7 @@ def test_claims_are_judged_by_task_and_a_missing_measure_decides_nothing():
         ("chain_of_steps.several", "shelf"): "not supported",
         ("chain_of_steps.pruning", "maze"): "undecided",
     }
-    text = table(found)
+    text = verdict_text(found)
     assert text.count("Early denoising steps") == 1 and "shelf          not supported" in text
     assert found[2].rows["alive_last"] == (None, (1.0, 1.25))
     with pytest.raises(ValueError, match="no claim .* begins with 'nothing.'"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosutils.measures.exchange import Exchange, between_seeds, between_twins, captured, leader
+from cosutils.measures.exchange import Exchange, between_seeds, between_twins, captured, leading_twin
 from cosutils.measures.layers import pool
 from cosutils.mini import tasks
 from cosutils.mini.model import build_pipeline, build_transformer
@@ -31,7 +31,7 @@ def alone(pipe, sample, prompt, seed=0):
 
 def test_the_leader_is_the_answer_that_is_drawn():
     sample = tasks.find_shape.sample(0)
-    assert leader(sample, sample.video) == sample.answer and leader(sample, sample.twin().video) == sample.twin().answer
+    assert leading_twin(sample, sample.video) == sample.answer and leading_twin(sample, sample.twin().video) == sample.twin().answer
 
 
 def test_rows_are_the_donor_the_recipient_and_every_exchange(pipe):

@@ -56,22 +56,22 @@ def test_contrast_is_a_log_ratio_without_the_artefacts():
         layers.contrast(energies, mask, large=1.0)
 
 
-def test_gain_rank_and_agreement():
+def test_gain_rank_and_concordance():
     ratio = np.array([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5.0]])
     assert (
         layers.gain(ratio) == 4
         and layers.rank(ratio) == pytest.approx(1)
-        and layers.agreement(ratio) == pytest.approx(1)
+        and layers.concordance(ratio) == pytest.approx(1)
     )
-    assert layers.agreement(np.stack([ratio[0], -ratio[0]])) == pytest.approx(-1)
+    assert layers.concordance(np.stack([ratio[0], -ratio[0]])) == pytest.approx(-1)
     assert layers.thirds(10) == ([0, 1, 2, 3], [4, 5, 6], [7, 8, 9])
     with pytest.raises(ValueError, match="at least 3 layers"):
         layers.thirds(2)
 
 
-def test_a_look_holds_the_energies_and_states_of_the_run(pipe):
+def test_activations_hold_the_energies_and_states_of_the_run(pipe):
     sample = tasks.maze.sample(1)
-    found = layers.look(pipe, sample, seed=3, probed=[0, 1], num_inference_steps=2)
+    found = layers.activations(pipe, sample, seed=3, probed=[0, 1], num_inference_steps=2)
     call = settings(pipe) | dict(num_inference_steps=2, output_type="latent", generator=seeded(3))
     with capture(pipe, reduce=raw, inputs=True) as states:
         pipe(**sample.inputs | call)

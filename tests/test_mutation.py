@@ -184,7 +184,7 @@ CHANGES = {
         "test_behaviour.py::test_turns_tell_repairs_from_damage",
     ),
     "nothing shown counted as right": Change(
-        "measures/behaviour.py", "(trace.evidence.max(1) > 0)", "(trace.evidence.max(1) >= 0)",
+        "metrics.py", "np.where(weights.max(-1) > 0, weights", "np.where(weights.max(-1) >= 0, weights",
         "test_behaviour.py::test_right_answers_lead_and_nothing_shown_is_not_right",
     ),
     "the best step for the worst": Change(
@@ -218,7 +218,7 @@ CHANGES = {
     ),
     "gain of the middle layers": Change(
         "measures/layers.py", "first, _, last = thirds(", "first, last, _ = thirds(",
-        "test_layers.py::test_gain_rank_and_agreement",
+        "test_layers.py::test_gain_rank_and_concordance",
     ),
     "a control that shuffles nothing": Change(
         "measures/probes.py", "np.roll(part, 1, axis=0)", "np.roll(part, 0, axis=0)",
@@ -271,7 +271,7 @@ CHANGES = {
         "test_metrics.py::test_effective_number_counts_equal_candidates",
     ),
     "direction of the commitment step": Change(
-        "metrics.py", "leader == leader[..., -1:]", "leader == leader[..., :1]",
+        "metrics.py", "leaders == leaders[..., -1:]", "leaders == leaders[..., :1]",
         "test_metrics.py::test_commitment_is_the_start_of_the_last_unbroken_lead",
     ),
     "sign of a paired difference": Change(

@@ -9,7 +9,8 @@ from test_capture import untouched
 
 import tiny
 from cosutils.hooks.record import record
-from cosutils.measures.planning import average, choose_early, closeness, distances, leaders, passes
+from cosutils.measures.chain import leading
+from cosutils.measures.planning import average, choose_early, closeness, distances, passes
 from cosutils.mini import tasks, world
 
 P = "the red ball moves"
@@ -103,8 +104,8 @@ def test_leaders_read_the_last_frame():
     sample = tasks.find_shape.sample(0)
     names = list(sample.options)[:2]
     films = [world.draw(np.stack([sample.ids[0], sample.options[name]])) for name in names]
-    assert leaders(sample, films) == names
-    assert leaders(sample, [world.draw(sample.blank)]) == [None]
+    assert [leading(sample, film) for film in films] == names
+    assert leading(sample, world.draw(sample.blank)[None]) is None
 
 
 @pytest.mark.parametrize(

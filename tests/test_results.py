@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cosutils.report.results import beside, check_numbers, compare, measure, record_numbers
+from cosutils.report.results import beside, check_numbers, compare, mean_of, record_numbers
 
 GOOD = {
     "solved": {"value": 0.9, "low": 0.85, "high": 0.94, "n": 200},
@@ -105,10 +105,10 @@ def test_a_broken_record_is_refused_by_name(tmp_path, text):
 
 
 def test_a_measure_is_a_mean_with_interval_and_tolerance():
-    number = measure([0, 1, 1, 1, 0, 1, 1, 1])
+    number = mean_of([0, 1, 1, 1, 0, 1, 1, 1])
     assert number["value"] == 0.75 and number["n"] == 8 and number["low"] < 0.75 < number["high"]
     assert number["tolerance"] == (number["high"] - number["low"]) / 2
-    assert measure([0.5, 0.5, 0.5])["tolerance"] == 0.02
+    assert mean_of([0.5, 0.5, 0.5])["tolerance"] == 0.02
 
 
 def test_only_runs_with_the_same_parameters_are_compared(tmp_path):

@@ -20,11 +20,11 @@ from diffusers import WanImageToVideoPipeline
 
 from ..hooks.capture import Capture, capture, raw, region
 from ..hooks.swap import swap
-from ..metrics import rate_interval
+from ..metrics import leader, rate_interval
 from ..mini import world
 from ..mini.tasks import Sample
 from ..pipelines.loading import seeded, settings
-from .chain import Trace, trace
+from .chain import Trace, leading, trace
 
 __all__ = [
     "Onsets", "confident", "frame_lag", "onset", "onsets", "rate", "rate_gap", "right", "solved", "switches", "turns",
@@ -35,7 +35,7 @@ __all__ = [
 def rate(rows: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
     """Rate of true rows (n,) with its 95 % Wilson interval, in the form `results.record_numbers` takes.
 
-    Unlike a bootstrap it does not claim certainty where all rows agree. tolerance as in `results.measure`.
+    Unlike a bootstrap it does not claim certainty where all rows agree. tolerance as in `results.mean_of`.
     """
     rows = np.asarray(rows, bool)
     value, low, high = rate_interval(rows.sum(), len(rows))
@@ -45,8 +45,8 @@ def rate(rows: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
 def rate_gap(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
     """Difference of two rates over the same runs, both (n,) bool, in the form of `rate`.
 
-    Interval from the two Wilson intervals (Newcombe 1998, Stat. Med. 17:873, without the term for their correlation): two
-    events that were never seen do not make a difference of certainly zero.
+    Interval from the two Wilson intervals (Newcombe 1998, Stat. Med. 17:873, without the term for their
+    correlation): two events that were never seen do not make a difference of certainly zero.
     """
     if len(first) != len(second):
         raise ValueError(f"both rates are of the same runs, got {len(first)} and {len(second)}")
@@ -59,8 +59,7 @@ def rate_gap(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.nda
 
 def right(trace: Trace) -> np.ndarray:
     """Does a right answer lead the candidates of each clean estimate? (S,) bool; False where nothing is shown."""
-    correct = np.array([name in trace.sample.films for name in trace.names])
-    return correct[trace.evidence.argmax(1)] & (trace.evidence.max(1) > 0)
+    return np.isin(leader(trace.evidence), [k for k, name in enumerate(trace.names) if name in trace.sample.films])
 
 
 def solved(trace: Trace) -> np.ndarray:
@@ -118,18 +117,17 @@ def twin_run(
 def winner(
     pipe: WanImageToVideoPipeline, sample: Sample, states: Capture, layer: int, frames: Iterable[int],
     seed: int = 0, steps: Iterable[int] | None = None, **call: Any,
-) -> str:  # fmt: skip
-    """The leading answer of the final film when tokens of the latent `frames` are those of the donor (Sec. 5.2's swap).
+) -> str | None:  # fmt: skip
+    """The answer that leads in the final film when tokens of the latent `frames` are the donor's (Sec. 5.2's swap).
 
     The whole state is exchanged at the output of block `layer`, at `steps` (None is all), in the positive branch. With
     the frames after the first alone, the recipient's own first frame stays in the condition and in the hidden states:
-    an answer that is only re-read there stays the recipient's. Returns a key of `sample.options`.
+    an answer that is only re-read there stays the recipient's. See `chain.leading` for what is returned.
     """
     call = sample.inputs | settings(pipe) | call | dict(output_type="np")
     with swap(pipe, layer, states, tokens=region(frames=frames), steps=steps):
         film = pipe(**call, generator=seeded(seed)).frames[0]
-    shares = sample.candidates(film)
-    return max(shares, key=shares.get)
+    return leading(sample, film)
 
 
 # ---------------------------------------------------------------- self-correction (Sec. 4.2)

@@ -15,12 +15,12 @@ from diffusers import WanImageToVideoPipeline
 from scipy.ndimage import gaussian_filter
 
 from ..hooks.record import Run, record
-from ..metrics import commitment_step, effective_number
+from ..metrics import commitment_step, effective_number, leader
 from ..mini import world
 from ..mini.tasks import Sample, Score, agreement
 from ..pipelines.loading import seeded, settings
 
-__all__ = ["Trace", "alive", "blurred", "commitments", "estimates", "settling", "trace"]
+__all__ = ["Trace", "alive", "blurred", "commitments", "estimates", "leading", "settling", "trace"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Trace:
     """One recorded run of S steps on a puzzle with K possible answers.
 
     evidence: (S, K) share of each candidate in the last frame of x0hat, see `Sample.candidates`; scores: of x0hat,
-    taken as the answer at each step; settled: (S, 17), see `trace`; last: last frame of x0hat (S, 80, 80, 3); films: all
-    of x0hat in pixels (S, 17, 80, 80, 3), or None where they were not kept. Larger films are brought back to that size
-    (`world.reduced`).
+    taken as the answer at each step; settled: (S, 17), see `trace`; last: last frame of x0hat (S, 80, 80, 3);
+    films: all of x0hat in pixels (S, 17, 80, 80, 3), or None where they were not kept. Larger films are
+    brought back to that size (`world.reduced`).
     """
 
     sample: Sample
@@ -53,8 +53,8 @@ class Trace:
 
     @property
     def on_final(self) -> np.ndarray:
-        """Share of the candidate that leads at the last step, (S,) in [0, 1]."""
-        return self._share(np.arange(len(self.names)) == self.evidence[-1].argmax())
+        """Share of the candidate that leads at the last step, (S,) in [0, 1]; 0 where none does."""
+        return self._share(np.arange(len(self.names)) == leader(self.evidence[-1]))
 
     def _share(self, chosen: Sequence[bool]) -> np.ndarray:
         total = self.evidence.sum(1)
@@ -84,6 +84,11 @@ def estimates(run: Run, steps: Iterable[int] | None = None) -> np.ndarray:
     steps = sorted(run.x0) if steps is None else list(steps)
     parts = [steps[start : start + 8] for start in range(0, len(steps), 8)]
     return np.concatenate([world.reduced(run.decode(part)[:, 0].numpy()) for part in parts])
+
+
+def leading(sample: Sample, film: np.ndarray) -> str | None:
+    """The possible answer with the most evidence in the last frame of a film (T, H, W, 3), None where none is shown."""
+    return [*sample.options, None][leader(sample.candidates(film))]
 
 
 def alive(traces: Sequence[Trace]) -> np.ndarray:

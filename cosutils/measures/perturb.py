@@ -2,7 +2,7 @@
 
     runs = [disturb(pipe, tasks.maze.sample(k), edits(range(10), range(5))) for k in range(12)]
     by_step(runs).mean(0)          # fall of the score under noise at each step
-    maps = [flow(pipe, tasks.maze.sample(k), range(10)) for k in range(12)]
+    maps = [propagation(pipe, tasks.maze.sample(k), range(10)) for k in range(12)]
 
 S steps, F latent frames. A *fall* is the plain run's score minus the disturbed run's, read on the same
 frames. Frames are told apart by the latent frame that they decode from. That is exact for the embedded codec;
@@ -29,7 +29,7 @@ from ..pipelines.loading import seeded, settings
 from .chain import Trace, trace
 
 __all__ = [
-    "Flow",
+    "Propagation",
     "Runs",
     "by_cell",
     "by_frame",
@@ -37,11 +37,11 @@ __all__ = [
     "dissimilarity",
     "disturb",
     "edits",
-    "flow",
     "measures",
     "parts",
     "peaks",
     "pixel_frames",
+    "propagation",
     "sketch",
     "unrelated",
 ]
@@ -198,7 +198,7 @@ def measures(runs: Sequence[Runs]) -> dict[str, np.ndarray]:
 
 # ---------------------------------------------------------------- Fig. 3 c
 @dataclass(frozen=True)
-class Flow:
+class Propagation:
     """CKA dissimilarity of one puzzle's disturbed runs to its plain run.
 
     noise, renoise: read-out -> (S, S), injected step x later step, in [0, 1], NaN where step < injected or
@@ -224,8 +224,9 @@ def dissimilarity(plain: torch.Tensor, other: torch.Tensor) -> np.ndarray:
 def sketch(rows: int, width: int) -> Reduction:
     """Keep about `rows` tokens, evenly spaced, projected at random to `width` channels: (B, N, D) to (B, n, width).
 
-    For `flow` with large models: CKA needs rows many times the columns, not all of them. n is N divided by the whole
-    number N // rows (at least 1), rounded up. ValueError for fewer than 2 rows or 1 channel.
+    For `propagation` with large models: CKA needs rows many times the columns, not all of them. n is N
+    divided by the whole number N // rows (at least 1), rounded up. ValueError for fewer than 2 rows or 1
+    channel.
     """
     if rows < 2:
         raise ValueError(f"CKA compares at least 2 tokens, got rows = {rows}")
@@ -233,10 +234,10 @@ def sketch(rows: int, width: int) -> Reduction:
     return lambda states, grid: project(states[:, :: max(1, states.shape[1] // rows)], grid)
 
 
-def flow(
+def propagation(
     pipe: WanImageToVideoPipeline, sample: Sample, noised: Iterable[int], renoised: Iterable[int] = (),
     layers: Sequence[int] | None = None, seed: int = 0, reduce: Reduction = raw, **call: Any,
-) -> Flow:  # fmt: skip
+) -> Propagation:  # fmt: skip
     """Trace `sample` plainly, then with noise (renoise) at each step of `noised` (`renoised`), and compare.
 
     layers: blocks whose output tokens are read, default the middle one. The clean estimate is read too: rows
@@ -258,7 +259,7 @@ def flow(
                 maps[name][step, step:] = dissimilarity(plain[name][step:], tokens)
         return maps
 
-    return Flow(plain_trace, rows(noise_at_step, noised), rows(renoise, renoised), plain)
+    return Propagation(plain_trace, rows(noise_at_step, noised), rows(renoise, renoised), plain)
 
 
 def _read_outs(run: Run, states: Capture) -> dict[str, torch.Tensor]:
@@ -281,7 +282,7 @@ def peaks(ends: np.ndarray) -> np.ndarray:
     return np.nanargmax(others, 1)
 
 
-def unrelated(flows: Sequence[Flow], name: str) -> np.ndarray:
+def unrelated(flows: Sequence[Propagation], name: str) -> np.ndarray:
     """Dissimilarity of plain runs of different puzzles, each and the next, (runs, S): how "destroyed" reads.
 
     ValueError for fewer than two runs.
@@ -289,4 +290,6 @@ def unrelated(flows: Sequence[Flow], name: str) -> np.ndarray:
     if len(flows) < 2:
         raise ValueError(f"unrelated runs need at least 2 puzzles, got {len(flows)}")
     after = [*flows[1:], flows[0]]
-    return np.stack([dissimilarity(one.plain[name], other.plain[name]) for one, other in zip(flows, after)])
+    return np.stack(
+        [dissimilarity(one.plain[name], other.plain[name]) for one, other in zip(flows, after, strict=True)]
+    )

@@ -307,14 +307,14 @@ def step_frame_grid(
     for word, given in (("sigmas", sigmas), ("steps", steps)):
         if len(given) != len(images):
             raise ValueError(f"{len(given)} {word} for images of {len(images)}")
-    names = [f"{step}   σ {sigma:.2f}" for step, sigma in zip(steps, sigmas)]
+    names = [f"{step}   σ {sigma:.2f}" for step, sigma in zip(steps, sigmas, strict=True)]
     fig = picture_grid(images, names, [str(frame) for frame in frames], "frame", "denoising step", cell)
     (ax,) = fig.axes
     height, middle = np.shape(images)[2], ax.get_yticks()
     gap = max(1, height // 16)
     x = ax.get_xlim()[1] + 2 * gap
     ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
-    for color, (name, (first, last)) in zip(PALETTE, (phases or {}).items()):
+    for color, (name, (first, last)) in zip(PALETTE, (phases or {}).items(), strict=False):
         if not 0 <= first <= last < len(images):
             raise ValueError(f"phase {name!r} spans rows {first}..{last}; there are rows 0..{len(images) - 1}")
         ends = [middle[first] - height / 2 + gap, middle[last] + height / 2 - gap]
