@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from cosutils.measures.behaviour import (
     confident,
@@ -24,19 +23,16 @@ from cosutils.measures.behaviour import (
 )
 from cosutils.measures.chain import Trace, trace
 from cosutils.mini import tasks, world
-from cosutils.mini.model import build_pipeline, build_transformer
-from cosutils.pipelines.loading import use_preset
-from cosutils.training.train import fit_codec
+from cosutils.pipelines.loading import load
 
 LAYERS = 2
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    torch.manual_seed(0)
-    pipe = build_pipeline(fit_codec(), build_transformer(layers=LAYERS, width=32))
+    pipe = load("cos-mini-two")  # trained: of an untrained model all runs end alike
     pipe.set_progress_bar_config(disable=True)
-    return use_preset(pipe, "mini")
+    return pipe
 
 
 def made(evidence=None, films=None, sample=None) -> Trace:
@@ -60,6 +56,26 @@ def test_a_gap_of_rates_is_not_certain_where_nothing_was_seen():
     assert some["value"] == pytest.approx(0.45) and 0.25 < some["low"] < 0.45 < some["high"] < 0.65
     with pytest.raises(ValueError, match="same runs"):
         rate_gap([True], [True, False])
+
+
+def newcombe(first, second, n):
+    return rate_gap([True] * first + [False] * (n - first), [True] * second + [False] * (n - second))
+
+
+@pytest.mark.parametrize(
+    "first, second, n, low, high",
+    [(9, 3, 10, 0.1705, 0.8090), (6, 2, 7, 0.0582, 0.8062), (10, 0, 10, 0.6075, 1.0)],
+)
+def test_a_gap_of_rates_has_the_limits_that_newcombe_printed(first, second, n, low, high):
+    found, turned = newcombe(first, second, n), newcombe(second, first, n)  # his Table II, method 10
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=6e-5)
+    assert (turned["low"], turned["high"]) == pytest.approx((-high, -low), abs=6e-5)
+
+
+def test_tolerances_are_half_an_interval_and_two_hundredths_at_least():
+    for found in (rate([True, False] * 10), newcombe(10, 5, 20)):
+        assert found["tolerance"] == pytest.approx((found["high"] - found["low"]) / 2)
+    assert rate([True] * 2000)["tolerance"] == newcombe(20000, 20000, 20000)["tolerance"] == 0.02
 
 
 def test_right_answers_lead_and_nothing_shown_is_not_right():
@@ -105,7 +121,10 @@ def test_exchanging_later_frames_of_the_last_block_gives_the_donors_answer(pipe)
     donor, states = twin_run(pipe, sample, range(LAYERS), seed=1, num_inference_steps=2)
     assert donor.sample.is_twin and states.layers == [0, 1] and states.steps == [0, 1]
     own = trace(pipe, sample, seed=1, num_inference_steps=2)
+    twin = trace(pipe, sample.twin(), seed=1, num_inference_steps=2)
+    assert np.array_equal(donor.evidence, twin.evidence) and not np.array_equal(donor.evidence, own.evidence)
     leaders = [names.names[names.evidence[-1].argmax()] for names in (own, donor)]
+    assert leaders[0] != leaders[1]
     call = dict(seed=1, num_inference_steps=2)
     assert winner(pipe, sample, states, LAYERS - 1, range(1, 5), **call) == leaders[1]
     assert winner(pipe, sample, states, LAYERS - 1, [0], **call) == leaders[0]

@@ -83,6 +83,20 @@ def test_activations_hold_the_energies_and_states_of_the_run(pipe):
     assert np.array_equal(found.states[0, 0].reshape(-1, 32), states.inputs["transformer", 0, 0][0].numpy())
 
 
+def test_maps_lie_on_the_grid_as_tokens_are_counted():
+    f, h, w = grid = (2, 3, 5)
+    states = torch.randn(2, f * h * w, 4, generator=torch.Generator().manual_seed(0))
+    found = layers.maps(states, grid)
+    assert found.shape == (2, 2, *grid)
+    for frame, row, column in np.ndindex(*grid):
+        token = (frame * h + row) * w + column
+        rows, columns = (range(max(0, k - 1), min(n, k + 2)) for k, n in ((row, h), (column, w)))
+        near = states[:, [(frame * h + r) * w + c for r in rows for c in columns]]
+        assert torch.allclose(found[:, 0, frame, row, column], states[:, token].norm(dim=-1))
+        variance = near.var(1, correction=0).sum(-1)
+        assert torch.allclose(found[:, 1, frame, row, column], variance, atol=1e-5)
+
+
 def test_local_variance_sees_neighbours_only():
     states = torch.zeros(1, 125, 2)
     states[0, :25, 0] = torch.arange(25.0) // 5  # rows of frame 0: 0, 1, 2, 3, 4

@@ -5,18 +5,18 @@ import pytest
 import torch
 
 import cosutils as cos
+import tiny
 from cosutils.measures import perturb
 from cosutils.measures.perturb import Propagation, Runs, edits, parts, pixel_frames
 from cosutils.mini import tasks
 from cosutils.mini.model import build_pipeline, build_transformer
 from cosutils.pipelines.loading import use_preset
-from cosutils.training.train import fit_codec
 
 
 @pytest.fixture(scope="module")
 def pipe():
     torch.manual_seed(0)
-    pipe = build_pipeline(fit_codec(), build_transformer(layers=2, width=32))
+    pipe = build_pipeline(tiny.codec(), build_transformer(layers=2, width=32))
     pipe.set_progress_bar_config(disable=True)
     return use_preset(pipe, "mini")
 

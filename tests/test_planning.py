@@ -12,6 +12,7 @@ from cosutils.hooks.record import record
 from cosutils.measures.chain import leading
 from cosutils.measures.planning import average, choose_early, closeness, distances, passes
 from cosutils.mini import tasks, world
+from cosutils.pipelines.check import experts
 
 P = "the red ball moves"
 THREE = {"prompt": [P] * 3, "seed": [0, 1, 2]}
@@ -53,6 +54,17 @@ def test_passes_count_rows_and_both_branches(pipe):
     assert count.rows == 2 * (3 * 2 + 3)
     pipe(**tiny.call())
     assert count.rows == 2 * (3 * 2 + 3)
+
+
+def test_passes_leave_nothing_behind_after_an_error(pipe):
+    with pytest.raises(RuntimeError, match="in the middle"), passes(pipe) as count:
+        pipe(**tiny.call(P))
+        raise RuntimeError("in the middle")
+    rows = count.rows
+    untouched(pipe)
+    assert not any(model._forward_pre_hooks for model in experts(pipe).values())
+    pipe(**tiny.call(P))
+    assert count.rows == rows
 
 
 @pytest.mark.parametrize("what", ["x0", "latents", "rescaled"])

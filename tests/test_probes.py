@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from cosutils.measures import probes
 from cosutils.mini import tasks
@@ -85,3 +86,15 @@ def test_the_gap_counts_layers_and_is_left_out_where_nothing_is_readable():
     found = probes.gap(*rows, floor, floor)
     assert found["value"] == 2 and found["low"] <= 2 <= found["high"] and found["n"] == 12
     assert probes.gap(rows[0], floor, floor, floor) is None
+    assert found["tolerance"] == max(1, (found["high"] - found["low"]) / 2)
+
+
+def test_the_interval_of_the_gap_is_that_of_95_percent():
+    count = 101  # the answer of puzzle k is readable from layer k - 1 on, so half way up its mean the gap is a median
+    answer = np.where(np.arange(count) >= np.arange(count)[:, None], 1.0, 0.5)
+    seen, floor = np.ones((count, count)), np.full((count, count), 0.5)
+    found = probes.gap(seen, answer, floor, floor, level=0.5, resamples=1000)
+    below = stats.binom(count, np.arange(1, count + 1) / count).sf(count // 2)  # P(median of a resample <= k)
+    low, high = (np.searchsorted(below, share) for share in (0.025, 0.975))
+    assert found["value"] == 50 and found["tolerance"] == (found["high"] - found["low"]) / 2
+    assert abs(found["low"] - low) <= 1 and abs(found["high"] - high) <= 1

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from cosutils.report.results import beside, check_numbers, compare, mean_of, record_numbers
+from cosutils.report.results import beside, check_numbers, compare, interval_text, mean_of, record_numbers
+
+ROOT = Path(__file__).resolve().parents[1]
 
 GOOD = {
     "solved": {"value": 0.9, "low": 0.85, "high": 0.94, "n": 200},
@@ -100,7 +104,7 @@ def test_missing_and_extra_names_are_differences(tmp_path):
 def test_a_broken_record_is_refused_by_name(tmp_path, text):
     good = record_numbers(tmp_path, "good", GOOD)
     (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(ValueError, match="bad.json is not a record"):
+    with pytest.raises(ValueError, match="bad.json"):
         check_numbers(tmp_path / "bad.json", good)
 
 
@@ -109,6 +113,21 @@ def test_a_measure_is_a_mean_with_interval_and_tolerance():
     assert number["value"] == 0.75 and number["n"] == 8 and number["low"] < 0.75 < number["high"]
     assert number["tolerance"] == (number["high"] - number["low"]) / 2
     assert mean_of([0.5, 0.5, 0.5])["tolerance"] == 0.02
+    assert mean_of([0.5, 0.5, 0.5], tolerance=0.1)["tolerance"] == 0.1
+
+
+def test_a_number_is_printed_in_one_way():
+    number = {"value": 0.3149, "low": -0.001, "high": 0.5, "n": 8}
+    assert interval_text(number) == "0.31 [0.00, 0.50]"  # no minus before a zero
+    assert interval_text(number, 3) == "0.315 [-0.001, 0.500]"
+    assert interval_text({"value": 2}) == interval_text({"value": 2, "low": None, "high": None}) == "2.00"
+
+
+def test_no_file_prints_an_interval_in_its_own_way():
+    own = re.compile(r"\[\{[^{}]*low[^{}]*:[^{}]*f\}, ?\{")
+    files = [path for part in ("cosutils", "benchmarks", "tools") for path in (ROOT / part).rglob("*.py")]
+    files += (ROOT / "notebooks").glob("*.ipynb")
+    assert [path.name for path in files if own.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_only_runs_with_the_same_parameters_are_compared(tmp_path):
