@@ -157,6 +157,8 @@ def test_a_switch_that_is_taken_back_does_not_count():
 
 
 def test_an_onset_holds_to_the_end():
+    with pytest.raises(ValueError, match=r"level is a share in \(0, 1\], got 90"):
+        onset(np.ones(3), 90)
     assert onset([[0.9, 0.2, 0.9, 1.0], [1, 1, 1, 1], [1, 1, 1, 0]], 0.9).tolist() == [2, 0, 4]
 
 

@@ -50,6 +50,14 @@ def test_candidates_alive_commitment_and_share_of_the_answer():
     assert settling([slow]).tolist() == [[2] * 17]
 
 
+@pytest.mark.parametrize("read", [alive, commitments, settling])
+def test_no_trace_and_a_level_that_is_no_share_are_refused(read):
+    with pytest.raises(ValueError, match="no traces were given"):
+        read([])
+    with pytest.raises(ValueError, match=r"level is a share in \(0, 1\], got 90"):
+        settling([made(np.eye(5))], level=90)
+
+
 def test_blur_matches_sharpness_but_not_the_mixture_of_answers():
     sample = tasks.find_shape.sample(0)
     frames = world.draw(np.stack(list(sample.options.values())))

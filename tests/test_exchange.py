@@ -135,7 +135,7 @@ def test_own_states_change_nothing(pipe):
 def test_what_cannot_be_exchanged_is_refused(pipe):
     with pytest.raises(ValueError, match="no mode 'part'"):
         Exchange(1, "part")
-    with pytest.raises(ValueError, match="one step or more, got first = 0"):
+    with pytest.raises(ValueError, match="first, the number of steps of an exchange, must be 1 or more, got 0"):
         Exchange(1, first=0)
     with pytest.raises(ValueError, match="different pictures"):
         between_twins(pipe, tasks.maze.sample(0), [Exchange(1)], **CALL)

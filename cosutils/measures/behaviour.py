@@ -168,7 +168,12 @@ def frame_lag(steps: np.ndarray) -> float:
 
 # ---------------------------------------------------------------- perception before action (Sec. 4.3)
 def onset(share: np.ndarray, level: float) -> np.ndarray:
-    """First step from which `share` (..., S) stays at `level` or above, (...) integers; S where it ends below."""
+    """First step from which `share` (..., S) stays at `level` or above, (...) integers; S where it ends below.
+
+    level: in (0, 1], ValueError otherwise.
+    """
+    if not 0 < level <= 1:
+        raise ValueError(f"level is a share in (0, 1], got {level!r}")
     good = np.flip(np.logical_and.accumulate(np.flip(np.asarray(share) >= level, -1), -1), -1)
     return np.where(good[..., -1], good.argmax(-1), good.shape[-1])
 

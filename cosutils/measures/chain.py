@@ -6,7 +6,7 @@ alive(traces).mean(0)          # effective number of candidates at every step
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,17 +93,26 @@ def leading(sample: Sample, film: np.ndarray) -> str | None:
 
 def alive(traces: Sequence[Trace]) -> np.ndarray:
     """Effective number of candidates of every run and step, (runs, S)."""
-    return np.stack([effective_number(t.evidence) for t in traces])
+    return _rows(traces, lambda one: effective_number(one.evidence))
 
 
 def commitments(traces: Sequence[Trace]) -> np.ndarray:
     """Step from which the leading candidate never changes again, one for each run."""
-    return np.array([commitment_step(t.evidence) for t in traces])
+    return _rows(traces, lambda one: commitment_step(one.evidence))
 
 
 def settling(traces: Sequence[Trace], level: float = 0.9) -> np.ndarray:
-    """First step at which each frame shows `level` of its final cells, (runs, T) integers in 0..S-1."""
-    return (np.stack([t.settled for t in traces]) >= level).argmax(1)  # the last step always does
+    """First step at which each frame shows a share `level` in (0, 1] of its final cells, (runs, T) integers in 0..S-1."""
+    if not 0 < level <= 1:
+        raise ValueError(f"level is a share in (0, 1], got {level!r}")
+    return (_rows(traces, lambda one: one.settled) >= level).argmax(1)  # the last step always does
+
+
+def _rows(traces: Sequence[Trace], read: Callable[[Trace], Any]) -> np.ndarray:
+    """What `read` finds in every trace, (runs, ...)."""
+    if not len(traces):
+        raise ValueError("no traces were given: at least one run is needed")
+    return np.stack([read(one) for one in traces])
 
 
 def blurred(trace: Trace, step: int) -> np.ndarray:

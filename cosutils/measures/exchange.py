@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
 
+from .._check import whole
 from ..hooks._blocks import Grid
 from ..hooks.capture import Capture, capture, raw
 from ..hooks.swap import swap
@@ -46,8 +47,8 @@ class Exchange:
     def __post_init__(self) -> None:
         if self.mode not in ("delta", "state", "region"):
             raise ValueError(f"no mode {self.mode!r}: allowed are 'delta', 'state' and 'region'")
-        if self.first is not None and self.first < 1:
-            raise ValueError(f"an exchange takes place at one step or more, got first = {self.first}")
+        if self.first is not None:
+            whole(self.first, "first, the number of steps of an exchange,", least=1)
 
     def open(self, pipe: WanImageToVideoPipeline, sample: Sample, donor: Capture | dict[int, int]) -> Any:
         """The `swap` context of this exchange."""

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
 
+from .._check import whole
 from ..hooks.capture import Capture, Reduction, capture, projection, raw
 from ..hooks.inject import Edit, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
 from ..hooks.record import Run, record
@@ -228,8 +229,7 @@ def sketch(rows: int, width: int) -> Reduction:
     divided by the whole number N // rows (at least 1), rounded up. ValueError for fewer than 2 rows or 1
     channel.
     """
-    if rows < 2:
-        raise ValueError(f"CKA compares at least 2 tokens, got rows = {rows}")
+    rows = whole(rows, "rows, the tokens that CKA compares,", least=2)
     project = projection(width)
     return lambda states, grid: project(states[:, :: max(1, states.shape[1] // rows)], grid)
 
