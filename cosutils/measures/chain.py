@@ -102,7 +102,7 @@ def commitments(traces: Sequence[Trace]) -> np.ndarray:
 
 
 def settling(traces: Sequence[Trace], level: float = 0.9) -> np.ndarray:
-    """First step at which each frame shows a share `level` in (0, 1] of its final cells, (runs, T) integers in 0..S-1."""
+    """First step at which each frame shows a share `level` in (0, 1] of its final cells, (runs, T) in 0..S-1."""
     if not 0 < level <= 1:
         raise ValueError(f"level is a share in (0, 1], got {level!r}")
     return (_rows(traces, lambda one: one.settled) >= level).argmax(1)  # the last step always does

@@ -35,7 +35,7 @@ def _fits(value: Any, default: Any) -> bool:
 
 
 def check(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """ValueError for a parameter that is not among `defaults`, TypeError for a value of another kind than its default."""
+    """ValueError for a name that is not among `defaults`, TypeError for a value of another kind than its default."""
     for name, value in given.items():
         if name not in defaults:
             near = get_close_matches(name, defaults, 1)
