@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ def _check_level(level: float) -> None:
 
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray,
-    statistic: Callable = np.mean,
+    statistic: Callable[..., Any] = np.mean,
     *,
     level: float = 0.95,
     resamples: int = 9999,
@@ -173,7 +173,7 @@ def bootstrap_interval(
     return Interval(float(statistic(data)), low, high)
 
 
-def paired_interval(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, **settings: object) -> Interval:
+def paired_interval(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, **settings: Any) -> Interval:
     """Bootstrap interval of the mean of a - b over pairs (same sample and seed under two treatments).
 
     a, b: (n,), n >= 2. settings are those of `bootstrap_interval`. ValueError if the lengths differ.

@@ -14,7 +14,7 @@ GRID = (3, 5, 5)
 
 @pytest.fixture
 def made():
-    """Puzzles whose states at layer 0 hold the label of the second cell of each token in one channel, hidden in noise."""
+    """Puzzles whose states at layer 0 hold the label of each token's second cell in one channel, hidden in noise."""
     rng = np.random.default_rng(0)
     found = []
     for seed in range(40):
@@ -37,6 +37,12 @@ def test_labels_lie_where_the_board_has_them():
     assert every.any() and not (answer.counted & every).any()  # told from walls, not from other answers
     with pytest.raises(ValueError, match="do not fit 3 x 5 tokens"):
         probes.arrange(probes.occupied, [sample], (5, 3, 5))
+
+
+def test_activations_without_states_are_refused(made):
+    bare = SimpleNamespace(sample=made[0].sample, states=None)
+    with pytest.raises(ValueError, match="hold no states: name steps to keep them at"):
+        probes.by_layer([bare], made, probes.occupied)
 
 
 def test_area_under_the_curve():

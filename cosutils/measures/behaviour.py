@@ -225,7 +225,7 @@ def onsets(trace: Trace, level: float = 0.9, draws: int = 50) -> Onsets | None:
 
     cells = min(where.shape[1], how.shape[1])
 
-    def drawn(one: np.ndarray, other: np.ndarray) -> list[int]:
+    def drawn(one: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
         count = min(cells, one.shape[1], other.shape[1])
         return [onset(rng.permutation(part, axis=1)[:, :count].mean(1), level) for part in (one, other)]
 
@@ -234,7 +234,7 @@ def onsets(trace: Trace, level: float = 0.9, draws: int = 50) -> Onsets | None:
         stand_in = owner == rng.integers(moving.sum())
         rows.append(drawn(where, how) + drawn(how[:, stand_in], how[:, ~stand_in]))
     first, second, one, other = np.mean(rows, 0)
-    frames = [onset(settled[:, t, now].mean(1), level) if now.any() else np.nan for t, now in enumerate(changed)]
+    frames = [float(onset(settled[:, t, now].mean(1), level)) if now.any() else np.nan for t, now in enumerate(changed)]
     frames[0] = np.nan
     shares = where.mean(1), how.mean(1)
     return Onsets(first, second, other - one, cells, np.array(frames, float), *shares)

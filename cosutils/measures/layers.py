@@ -11,7 +11,8 @@ for themselves, index 0 of an axis of L + 1 is the input of the first block, "la
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -84,9 +85,9 @@ def maps(states: torch.Tensor, grid: Grid) -> torch.Tensor:
     batch, _, width = states.shape
     f, h, w = grid
     picture = states.float().reshape(batch * f, h, w, width).permute(0, 3, 1, 2)
-    near = dict(kernel_size=3, stride=1, padding=1, count_include_pad=False)
-    mean = avg_pool2d(picture, **near)
-    spread = avg_pool2d(((picture - picture.mean((2, 3), keepdim=True)) ** 2), **near)
+    near = partial(avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+    mean = near(picture)
+    spread = near((picture - picture.mean((2, 3), keepdim=True)) ** 2)
     spread = spread - (mean - picture.mean((2, 3), keepdim=True)) ** 2
     local = spread.clamp(min=0).sum(1).view(batch, f, h, w)
     return torch.stack([energy(states, grid), local], 1)
@@ -146,11 +147,11 @@ def activations(
                 pipe(**call)
             first = torch.stack([entry.inputs[key][0] for key in sorted(entry, key=lambda key: key[1])])
             states = torch.cat([first[:, None], whole.stack()[:, :, 0]], 1).float()
-            f, h, w = whole.grid
-            grid = whole.grid if width is None else (min(f, 5), min(h, world.CELLS), min(w, world.CELLS))
+            f, h, w = grid = cast(Grid, whole.grid)  # known once a call has run
+            grid = grid if width is None else (min(f, 5), min(h, world.CELLS), min(w, world.CELLS))
             states = states.unflatten(2, grid).numpy()
     stack = reduced.stack()[:, :, 0].numpy()
-    return Activations(sample, reduced.grid, stack[:, :, 0], stack[:, :, 1], states)
+    return Activations(sample, cast(Grid, reduced.grid), stack[:, :, 0], stack[:, :, 1], states)
 
 
 # ---------------------------------------------------------------- numbers
@@ -214,4 +215,4 @@ def concordance(ratio: np.ndarray) -> float:
     if steps < 2:
         raise ValueError(f"a concordance of steps needs at least 2 of them, got {steps}")
     ranks = np.argsort(np.argsort(ratio, -1), -1)
-    return float(np.corrcoef(ranks)[np.triu_indices(steps, 1)].mean())
+    return float(np.asarray(np.corrcoef(ranks))[np.triu_indices(steps, 1)].mean())

@@ -134,7 +134,7 @@ def disturb(pipe: WanImageToVideoPipeline, sample: Sample, todo: Iterable[Edit],
         if edit.step and edit.frame is None and not edit.keep_estimate:
             shorter = call | dict(num_inference_steps=run.steps - edit.step)
             restarts[edit.step] = sample.score(pipe(**shorter, generator=seeded(seed)).frames[0]).total
-    return Runs(sample, run.steps, run.latents.shape[2], sample.score(plain).total, falls, restarts)
+    return Runs(sample, run.steps, run.x[0].shape[2], sample.score(plain).total, falls, restarts)
 
 
 def _fall(runs: Sequence[Runs], kind: tuple, part: str) -> np.ndarray:

@@ -111,7 +111,7 @@ def average(pipe: Any, what: str, steps: Iterable[int] | int) -> Iterator[None]:
 def choose_early(
     pipe: Any,
     stop: int,
-    choose: Callable[[np.ndarray], Sequence[float]] = closeness,
+    choose: Callable[[np.ndarray], Sequence[float] | np.ndarray] = closeness,
     **arguments: Any,
 ) -> tuple[Any, int]:
     """Run K seeds of one prompt and picture for `stop` steps, then go on alone with the seed that `choose` rates best.

@@ -56,7 +56,7 @@ def answered(sample: Sample) -> Labels:
     it would if free cells were told from walls.
     """
     changes = np.array([option != sample.blank for option in sample.options.values()])
-    return Labels(sample.options[sample.answer] != sample.blank, changes.any(0) & ~changes.all(0))
+    return Labels(sample.options[sample.answer] != sample.blank, np.asarray(changes.any(0) & ~changes.all(0)))
 
 
 def arrange(label: Callable[[Sample], Labels], samples: Sequence[Sample], grid: Grid) -> Labels:
@@ -128,10 +128,16 @@ def read_out(
             weights, bias = _ridge(chosen, np.repeat(value[puzzle, place, cell].astype(x.dtype), frames), ridge)
             scores[..., cell] = new @ weights + bias
     found = []
-    for puzzle, (truth, valid) in enumerate(zip(new_labels.value, new_labels.counted & varies, strict=True)):
+    for number, (truth, valid) in enumerate(zip(new_labels.value, new_labels.counted & varies, strict=True)):
         truth = np.broadcast_to(truth, (frames, *truth.shape))[:, valid]
-        found.append(auc(scores[puzzle][:, valid].reshape(-1), truth.reshape(-1)))
+        found.append(auc(scores[number][:, valid].reshape(-1), truth.reshape(-1)))
     return np.array(found)
+
+
+def _states(found: Activations) -> np.ndarray:
+    if found.states is None:
+        raise ValueError("these activations hold no states: name steps to keep them at, activations(..., probed=[0])")
+    return found.states
 
 
 def by_layer(
@@ -143,14 +149,15 @@ def by_layer(
     first: read the tokens of the first latent frame, which is given, instead of those of all later frames. control: the
     probes are fitted to `shuffled` labels.
     """
-    grid = known[0].states.shape[2:5]
-    labels, new_labels = (arrange(label, [one.sample for one in part], grid) for part in (known, new))
+    steps, depth, *grid, width = _states(known[0]).shape
+    labels, new_labels = (
+        arrange(label, [one.sample for one in part], (grid[0], grid[1], grid[2])) for part in (known, new)
+    )
     frames = slice(0, 1) if first else slice(1, None)
 
     def tokens(part: Sequence[Activations], step: int, layer: int) -> np.ndarray:
-        return np.stack([one.states[step, layer, frames].reshape(-1, grid[1] * grid[2], width) for one in part])
+        return np.stack([_states(one)[step, layer, frames].reshape(-1, grid[1] * grid[2], width) for one in part])
 
-    steps, depth, width = *known[0].states.shape[:2], known[0].states.shape[-1]
     fitted = shuffled(labels) if control else labels
     scores = [
         [read_out(tokens(known, s, k), fitted, tokens(new, s, k), new_labels, ridge) for k in range(depth)]

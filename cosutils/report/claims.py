@@ -84,8 +84,7 @@ def interval(number: Mapping[str, Any] | None) -> tuple[float, float]:
     It does where it is missing, has no interval, or is the mean of fewer than `FEW` values that are all equal: a
     bootstrap of these has width 0, whatever other values there are. Rates have Wilson intervals, which are never that.
     """
-    known = number is not None and number.get("low") is not None
-    if not known or (number["low"] == number["high"] and (number["n"] or 0) < FEW):
+    if number is None or number.get("low") is None or (number["low"] == number["high"] and (number["n"] or 0) < FEW):
         return -math.inf, math.inf
     return number["low"], number["high"]
 

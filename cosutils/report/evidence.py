@@ -27,6 +27,8 @@ __all__ = ["SIGNS", "Finding", "counts", "gather", "number_text", "origin", "sec
 SIGNS = {"supported": "✓", "undecided": "?", "not supported": "✗"}
 _COLOURS = ("#9ecae1", "#eeeeee", "#fdae6b")  # told apart by the colour-blind, and black text reads on all three
 
+Rows = dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None, tuple[float, float]]]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -43,7 +45,7 @@ class Finding:
     task: str
     verdict: str
     run: str
-    rows: dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None, tuple[float, float]]]
+    rows: Rows
 
     @property
     def section(self) -> str:
@@ -89,13 +91,13 @@ def gather(
         for task in tasks:
             runs = judged[key, task]
             run = "full" if "full" in runs else "default"
-            rows = {}
-            for measure, span in claim["measures"].items():
+            rows: Rows = {}
+            for measure, (low, high) in claim["measures"].items():
                 numbers = [runs[r].rows[measure][0] if r in runs else None for r in ("full", "default")]
-                rows[measure] = (*numbers, tuple(span))
+                rows[measure] = (numbers[0], numbers[1], (low, high))
             findings.append(Finding(key, *texts, task, runs[run].verdict, run, rows))
         if not tasks:
-            rows = {measure: (None, None, tuple(span)) for measure, span in claim["measures"].items()}
+            rows = {measure: (None, None, (low, high)) for measure, (low, high) in claim["measures"].items()}
             findings.append(Finding(key, *texts, "", NOT_MEASURED, "", rows))
     return findings
 

@@ -43,10 +43,13 @@ def _listed(findings: Sequence[Finding]) -> str:
 
 def _spread(findings: Sequence[Finding], measure: str) -> str:
     """The measure of the given findings: all where they are three or fewer, else the lowest and the highest."""
-    found = [(f, f.rows[measure][0 if f.run == "full" else 1]) for f in findings]
-    found = sorted([pair for pair in found if pair[1] is not None], key=lambda pair: pair[1]["value"])
+    found = []
+    for finding in findings:
+        full, default, _ = finding.rows[measure]
+        if (number := full if finding.run == "full" else default) is not None:
+            found.append((finding, number))
     texts = []
-    for finding, number in found:
+    for finding, number in sorted(found, key=lambda pair: pair[1]["value"]):
         task = finding.task.replace("_", " ") + ", default run" * (finding.run == "default")
         texts.append(f"{number_text(number)} ({task})")
     return "; ".join(texts) if len(texts) <= 3 else f"from {texts[0]} to {texts[-1]}"
