@@ -40,6 +40,8 @@ def test_a_claim_is_decided_by_its_other_measure_where_one_does_not_vary():
     got = {(j.key, j.task): j.verdict for j in judge("01_chain_of_steps", numbers, CLAIMS)}
     assert got["chain_of_steps.steps", "maze"] == "not supported"
     assert got["chain_of_steps.steps", "shelf"] == "undecided"
+    remarks = [j.remark for j in judge("01_chain_of_steps", numbers, CLAIMS) if j.key == "chain_of_steps.steps"]
+    assert remarks == ["", "no variation in commitment; no number for gain; recorded: commitment, gain"]
 
 
 def test_claims_are_judged_by_task_and_a_missing_measure_decides_nothing():

@@ -37,7 +37,7 @@ class Judgement:
     """One claim on one task. rows: measure -> (recorded number or None, claimed range).
 
     A claim of which no task has a measure is one judgement with the verdict "not measured" and the task "".
-    remark: which of its measures were not recorded, "" where all were.
+    remark: which of its measures were not recorded, and which left it undecided for want of variation, else "".
     """
 
     key: str
@@ -84,9 +84,14 @@ def interval(number: Mapping[str, Any] | None) -> tuple[float, float]:
     It does where it is missing, has no interval, or is the mean of fewer than `FEW` values that are all equal: a
     bootstrap of these has width 0, whatever other values there are. Rates have Wilson intervals, which are never that.
     """
-    if number is None or number.get("low") is None or (number["low"] == number["high"] and (number["n"] or 0) < FEW):
+    if number is None or number.get("low") is None or _still(number):
         return -math.inf, math.inf
     return number["low"], number["high"]
+
+
+def _still(number: Mapping[str, Any]) -> bool:
+    """Is it the mean of few values that are all equal?"""
+    return number.get("low") is not None and number["low"] == number["high"] and (number["n"] or 0) < FEW
 
 
 def verdict(intervals: Sequence[tuple[float, float]], claimed: Sequence[tuple[float, float]]) -> str:
@@ -125,9 +130,12 @@ def judge(
             intervals = [interval(number) for number in own.values()]
             word = verdict(intervals, list(spans.values())) if measured else NOT_MEASURED
             missing = [m for m, number in own.items() if number is None]
-            remark = f"no number for {', '.join(missing)}; recorded: {recorded or 'none'}" if missing else ""
+            still = [m for m, number in own.items() if number is not None and _still(number) and word == "undecided"]
+            remarks = [f"no variation in {', '.join(still)}"] if still else []
+            remarks += [f"no number for {', '.join(missing)}; recorded: {recorded or 'none'}"] if missing else []
             rows = {m: (own[m], span) for m, span in spans.items()}
-            found.append(Judgement(key, claim["claim"], claim["paper"], claim["evidence"], task, word, rows, remark))
+            texts = claim["claim"], claim["paper"], claim["evidence"]
+            found.append(Judgement(key, *texts, task, word, rows, "; ".join(remarks)))
     return found
 
 
