@@ -10,8 +10,6 @@ from cosutils.measures.behaviour import (
     frame_lag,
     onset,
     onsets,
-    rate,
-    rate_gap,
     right,
     solved,
     switches,
@@ -41,41 +39,6 @@ def made(evidence=None, films=None, sample=None) -> Trace:
     scores = [] if films is None else [sample.score(film) for film in films]
     last = None if films is None else films[:, -1]
     return Trace(sample, 0, np.linspace(1, 0, len(evidence)), evidence, scores, None, last, films)
-
-
-def test_a_rate_is_not_certain_where_all_rows_agree():
-    found = rate([True] * 8)
-    assert found["value"] == 1 and found["low"] == pytest.approx(0.6756, abs=1e-3) and found["n"] == 8
-    assert rate([True, False])["tolerance"] > 0.02
-
-
-def test_a_gap_of_rates_is_not_certain_where_nothing_was_seen():
-    none = rate_gap([False] * 24, [False] * 24)
-    assert none["value"] == 0 and none["low"] == pytest.approx(-rate([False] * 24)["high"]) and none["high"] > 0.1
-    some = rate_gap([True] * 20 + [False] * 20, [False] * 38 + [True] * 2)
-    assert some["value"] == pytest.approx(0.45) and 0.25 < some["low"] < 0.45 < some["high"] < 0.65
-    with pytest.raises(ValueError, match="same runs"):
-        rate_gap([True], [True, False])
-
-
-def newcombe(first, second, n):
-    return rate_gap([True] * first + [False] * (n - first), [True] * second + [False] * (n - second))
-
-
-@pytest.mark.parametrize(
-    "first, second, n, low, high",
-    [(9, 3, 10, 0.1705, 0.8090), (6, 2, 7, 0.0582, 0.8062), (10, 0, 10, 0.6075, 1.0)],
-)
-def test_a_gap_of_rates_has_the_limits_that_newcombe_printed(first, second, n, low, high):
-    found, turned = newcombe(first, second, n), newcombe(second, first, n)  # his Table II, method 10
-    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=6e-5)
-    assert (turned["low"], turned["high"]) == pytest.approx((-high, -low), abs=6e-5)
-
-
-def test_tolerances_are_half_an_interval_and_two_hundredths_at_least():
-    for found in (rate([True, False] * 10), newcombe(10, 5, 20)):
-        assert found["tolerance"] == pytest.approx((found["high"] - found["low"]) / 2)
-    assert rate([True] * 2000)["tolerance"] == newcombe(20000, 20000, 20000)["tolerance"] == 0.02
 
 
 def test_right_answers_lead_and_nothing_shown_is_not_right():

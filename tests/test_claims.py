@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cosutils.measures.behaviour import rate
 from cosutils.report.claims import interval, judge, load_claims, verdict, verdict_text
-from cosutils.report.results import mean_of
+from cosutils.report.results import mean_of, rate_of
 
 CLAIMS = Path(__file__).resolve().parents[1] / "data" / "claims.yaml"
 
@@ -30,7 +29,7 @@ def test_values_that_are_all_equal_decide_only_where_they_are_many(value):
     assert few["low"] == few["high"] == value
     assert verdict([interval(few)], claimed) == "undecided"
     assert verdict([interval(many)], claimed) == ("supported" if value == 0 else "not supported")
-    assert verdict([interval(rate([True] * 12))], [(0.5, 1)]) == "supported"  # a Wilson interval knows its N
+    assert verdict([interval(rate_of([True] * 12))], [(0.5, 1)]) == "supported"  # a Wilson interval knows its N
     assert verdict([interval({"value": 0.1, "low": None, "high": None, "n": 200})], claimed) == "undecided"
 
 

@@ -11,7 +11,7 @@ hidden states are exchanged (the token grid's first axis).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,41 +20,16 @@ from diffusers import WanImageToVideoPipeline
 
 from ..hooks.capture import Capture, capture, raw, region
 from ..hooks.swap import swap
-from ..metrics import leader, rate_interval
+from ..metrics import leader
 from ..mini import world
 from ..mini.tasks import Sample
 from ..pipelines.loading import seeded, settings
 from .chain import Trace, leading, trace
 
 __all__ = [
-    "Onsets", "confident", "frame_lag", "onset", "onsets", "rate", "rate_gap", "right", "solved", "switches", "turns",
+    "Onsets", "confident", "frame_lag", "onset", "onsets", "right", "solved", "switches", "turns",
     "twin_run", "unseen", "winner", "worst",
 ]  # fmt: skip
-
-
-def rate(rows: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
-    """Rate of true rows (n,) with its 95 % Wilson interval, in the form `results.record_numbers` takes.
-
-    Unlike a bootstrap it does not claim certainty where all rows agree. tolerance as in `results.mean_of`.
-    """
-    rows = np.asarray(rows, bool)
-    value, low, high = rate_interval(rows.sum(), len(rows))
-    return dict(value=value, low=low, high=high, n=len(rows), tolerance=max(0.02, (high - low) / 2))
-
-
-def rate_gap(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
-    """Difference of two rates over the same runs, both (n,) bool, in the form of `rate`.
-
-    Interval from the two Wilson intervals (Newcombe 1998, Stat. Med. 17:873, without the term for their
-    correlation): two events that were never seen do not make a difference of certainly zero.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"both rates are of the same runs, got {len(first)} and {len(second)}")
-    a, b = rate(first), rate(second)
-    value = a["value"] - b["value"]
-    low = value - np.hypot(a["value"] - a["low"], b["high"] - b["value"])
-    high = value + np.hypot(a["high"] - a["value"], b["value"] - b["low"])
-    return dict(value=value, low=float(low), high=float(high), n=a["n"], tolerance=max(0.02, float(high - low) / 2))
 
 
 def right(trace: Trace) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .._check import is_whole
 from .._files import read_json, sha256, write_json
-from ..metrics import bootstrap_interval
+from ..metrics import bootstrap_interval, rate_interval
 from ..pipelines.loading import SUMS, data_folder
 
 __all__ = [
@@ -24,6 +24,8 @@ __all__ = [
     "compare",
     "interval_text",
     "mean_of",
+    "rate_gap",
+    "rate_of",
     "read_numbers",
     "record_numbers",
     "weights_digest",
@@ -75,6 +77,31 @@ def mean_of(values: Sequence[float] | np.ndarray, tolerance: float | None = None
     estimate, low, high = bootstrap_interval(values)
     tolerance = max(0.02, (high - low) / 2) if tolerance is None else tolerance
     return dict(value=estimate, low=low, high=high, n=len(values), tolerance=tolerance)
+
+
+def rate_of(rows: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
+    """Rate of true rows (n,) with its 95 % Wilson interval, as `record_numbers` takes it.
+
+    Unlike a bootstrap it does not claim certainty where all rows agree. tolerance as in `mean_of`.
+    """
+    rows = np.asarray(rows, bool)
+    value, low, high = rate_interval(rows.sum(), len(rows))
+    return dict(value=value, low=low, high=high, n=len(rows), tolerance=max(0.02, (high - low) / 2))
+
+
+def rate_gap(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
+    """Difference of two rates over the same runs, both (n,) bool, in the form of `rate_of`.
+
+    Interval from the two Wilson intervals (Newcombe 1998, Stat. Med. 17:873, without the term for their
+    correlation): two events that were never seen do not make a difference of certainly zero.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"both rates are of the same runs, got {len(first)} and {len(second)}")
+    a, b = rate_of(first), rate_of(second)
+    value = a["value"] - b["value"]
+    low = value - np.hypot(a["value"] - a["low"], b["high"] - b["value"])
+    high = value + np.hypot(a["high"] - a["value"], b["value"] - b["low"])
+    return dict(value=value, low=float(low), high=float(high), n=a["n"], tolerance=max(0.02, float(high - low) / 2))
 
 
 def interval_text(number: Mapping[str, Any], digits: int = 2) -> str:
