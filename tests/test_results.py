@@ -129,6 +129,10 @@ def test_a_rate_is_not_certain_where_all_rows_agree():
     found = rate_of([True] * 8)
     assert found["value"] == 1 and found["low"] == pytest.approx(0.6756, abs=1e-3) and found["n"] == 8
     assert rate_of([True, False])["tolerance"] > 0.02
+    with pytest.raises(ValueError, match="true or false, got .*0.5"):
+        rate_of([True, 0.5])
+    with pytest.raises(ValueError, match="trials >= 1"):
+        rate_of([])
 
 
 def test_a_gap_of_rates_is_not_certain_where_nothing_was_seen():

@@ -82,9 +82,12 @@ def mean_of(values: Sequence[float] | np.ndarray, tolerance: float | None = None
 def rate_of(rows: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
     """Rate of true rows (n,) with its 95 % Wilson interval, as `record_numbers` takes it.
 
-    Unlike a bootstrap it does not claim certainty where all rows agree. tolerance as in `mean_of`.
+    Unlike a bootstrap it does not claim certainty where all rows agree. tolerance as in `mean_of`. ValueError for a row
+    that is neither true nor false (0 or 1).
     """
-    rows = np.asarray(rows, bool)
+    rows = np.asarray(rows)
+    if not np.isin(rows, (0, 1)).all():
+        raise ValueError(f"a rate counts what is true or false, got {rows[~np.isin(rows, (0, 1))][0]!r}")
     value, low, high = rate_interval(rows.sum(), len(rows))
     return dict(value=value, low=low, high=high, n=len(rows), tolerance=max(0.02, (high - low) / 2))
 
