@@ -148,7 +148,7 @@ def test_dissimilarity_is_none_for_rotated_tokens_and_much_for_shuffled_ones():
     assert (perturb.dissimilarity(tokens, tokens.flip(1)) > 0.9).all()
 
 
-def test_flow_compares_with_the_plain_run_from_the_disturbed_step_on(pipe, maze):
+def test_propagation_compares_with_the_plain_run_from_the_disturbed_step_on(pipe, maze):
     found = perturb.propagation(pipe, maze, [0, 2], [2], layers=[1], seed=3, num_inference_steps=4)
     assert set(found.noise) == set(found.renoise) == {"layer 1", "estimate"}
     assert found.plain["layer 1"].shape == (4, 125, 32) and found.plain["estimate"].shape == (4, 500, 16)

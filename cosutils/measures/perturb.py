@@ -1,7 +1,7 @@
 """What a disturbance costs (paper Sec. 3.2, Fig. 3): scores by step and frame, maps of CKA dissimilarity.
 
     runs = [disturb(pipe, tasks.maze.sample(k), edits(range(10), range(5))) for k in range(12)]
-    by_step(runs).mean(0)          # fall of the score under noise at each step
+    {step: fall.mean() for step, fall in by_step(runs).items()}    # fall of the score under noise at each step
     maps = [propagation(pipe, tasks.maze.sample(k), range(10)) for k in range(12)]
 
 S steps, F latent frames. A *fall* is the plain run's score minus the disturbed run's, read on the same
