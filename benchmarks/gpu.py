@@ -33,8 +33,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,13 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from cosutils.hooks._blocks import Seen, check_layers, watch
 from cosutils.hooks.capture import capture
 from cosutils.hooks.ensemble import ensemble, merge_then_single
 from cosutils.hooks.record import record
 from cosutils.metrics import bootstrap_interval
 from cosutils.pipelines.check import experts
 from cosutils.pipelines.loading import seeded, settings, use_preset
-from cosutils.report.results import read_numbers, record_numbers
+from cosutils.report.results import interval_text, read_numbers, record_numbers
 
 BARS = {
     "observing_identical": (">=", 1),
@@ -213,13 +213,25 @@ def timed(pipe: WanImageToVideoPipeline, work: Callable[..., Any]) -> Timed:
 
 @contextmanager
 def copied(pipe: WanImageToVideoPipeline) -> Iterator[None]:
-    """Copy the states of all blocks to the host in float32 as the authors do, keeping those of one step."""
+    """Copy the states of all blocks to the host in float32 as the authors do, keeping those of one step.
+
+    Only the first of a step's calls is copied, that of the positive prompt.
+    """
     kept: dict[int, Tensor] = {}
 
-    def visit(seen: Seen) -> None:
-        kept[seen[2]] = seen[-1].detach().cpu().float()
+    def keeper(layer: int) -> Callable[..., None]:
+        turns = count()
 
-    with watch(pipe, check_layers(pipe, None), None, ("cond",), visit):
+        def keep(block: torch.nn.Module, arguments: tuple, states: Tensor) -> None:
+            if next(turns) % (1 + pipe.do_classifier_free_guidance) == 0:
+                kept[layer] = states.detach().cpu().float()
+
+        return keep
+
+    with ExitStack() as stack:
+        for model in experts(pipe).values():
+            for layer, block in enumerate(model.blocks):
+                stack.callback(block.register_forward_hook(keeper(layer)).remove)
         yield
 
 
@@ -355,9 +367,8 @@ def report(numbers: Numbers, barred: bool) -> int:
         sign, bar = BARS.get(name, ("", None)) if barred else ("", None)
         good = bar is None or (one["value"] <= bar if sign == "<=" else one["value"] >= bar)
         missed += not good
-        interval = f" [{one['low']:.4f}, {one['high']:.4f}]" if "low" in one else ""
         verdict = "" if bar is None else f"   bar {sign} {bar}: {'met' if good else 'MISSED'}"
-        print(f"{name:20s} {one['value']:.4f}{interval}{verdict}")
+        print(f"{name:20s} {interval_text(one, 4)}{verdict}")
     return int(missed > 0)
 
 

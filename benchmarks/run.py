@@ -47,7 +47,7 @@ from cosutils.mini import world
 from cosutils.mini.codec import PatchCodec
 from cosutils.mini.model import build_pipeline, build_transformer
 from cosutils.pipelines.loading import load, seeded, settings, use_preset
-from cosutils.report.results import record_numbers
+from cosutils.report.results import interval_text, record_numbers
 
 BARS = {
     "capture_one": ("<=", 1.02),
@@ -228,9 +228,8 @@ def main() -> int:
         sign, bar = BARS.get(name, ("", None))
         good = bar is None or (number["value"] <= bar if sign == "<=" else number["value"] >= bar)
         missed += not good
-        interval = f" [{number['low']:.3f}, {number['high']:.3f}]" if "low" in number else ""
         verdict = "" if bar is None else f"   bar {sign} {bar}: {'met' if good else 'MISSED'}"
-        print(f"{name:22s} {number['value']:.3f}{interval}{verdict}")
+        print(f"{name:22s} {interval_text(number, 3)}{verdict}")
     provenance = {
         "model": model or "cos-mini",
         "device": options.device,

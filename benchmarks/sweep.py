@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from cosutils.metrics import bootstrap_interval
-from cosutils.report.results import record_numbers
+from cosutils.report.results import interval_text, record_numbers
 from cosutils.scale import cluster
 from cosutils.scale.spec import complete, run_one
 
@@ -86,9 +86,10 @@ def main() -> int:
                 flush=True,
             )
         value, low, high = bootstrap_interval(ratios, np.median)
-        numbers[f"{engine}_two_over_one"] = {"value": value, "low": low, "high": high, "n": len(ratios)}
+        number = {"value": value, "low": low, "high": high, "n": len(ratios)}
+        numbers[f"{engine}_two_over_one"] = number
         verdict = "met" if value >= BAR else "MISSED"
-        print(f"{engine:6s} two workers / one  {value:.2f} [{low:.2f}, {high:.2f}]   bar >= {BAR}: {verdict}")
+        print(f"{engine:6s} two workers / one  {interval_text(number)}   bar >= {BAR}: {verdict}")
     facts = {
         "runs": options.runs,
         "steps": options.steps,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "commitment_step",
     "effective_number",
     "energy",
+    "leader",
     "linear_cka",
     "paired_interval",
     "rate_interval",
@@ -54,17 +55,23 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
     ||Yc'Xc||_F^2 / (||Xc'Xc||_F ||Yc'Yc||_F) from D x D moments of the centred rows; no N x N matrix is
     formed. x: (..., D1), y: (..., D2), leading axes are rows and must agree. The paper's dissimilarity
     (Fig. 3c) is 1 - CKA.
-    ValueError if the rows disagree, are fewer than two, or do not vary at all.
+    ValueError if the rows disagree, are fewer than two, are not finite, or differ by no more than rounding does: CKA
+    of constant features is undefined.
     """
     if x.shape[:-1] != y.shape[:-1]:
         raise ValueError(f"rows must agree, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
     a, b = (t.detach().reshape(-1, t.shape[-1]).to(torch.float64) for t in (x, y))
     if len(a) < 2:
         raise ValueError(f"linear_cka needs at least 2 rows, got {len(a)}")
+    for features, dtype in ((a, x.dtype), (b, y.dtype)):
+        if not features.isfinite().all():
+            raise ValueError("linear_cka is undefined for rows that are not finite")
+        rounding = 8 * torch.finfo(dtype if dtype.is_floating_point else torch.float64).eps
+        if not ((features - features.mean(0)).norm(dim=0) > rounding * features.norm(dim=0)).any():
+            raise ValueError("linear_cka is undefined for rows that are all equal, rounding aside")
     a, b = a - a.mean(0), b - b.mean(0)
+    a, b = a / a.norm(), b / b.norm()
     scale = torch.linalg.matrix_norm(a.T @ a) * torch.linalg.matrix_norm(b.T @ b)
-    if not scale > 0:
-        raise ValueError("linear_cka is undefined for rows that are all equal or not finite")
     return float((torch.linalg.matrix_norm(b.T @ a) ** 2 / scale).clamp(0, 1))
 
 
@@ -99,17 +106,27 @@ def effective_number(evidence: object) -> float | np.ndarray:
     return float(alive) if alive.ndim == 0 else alive
 
 
+def leader(evidence: object) -> int | np.ndarray:
+    """Index of the candidate with the most evidence, the first of tied ones; -1 where there is evidence for none.
+
+    evidence: (..., K). Returns (...) integers in -1..K-1, an int for a single vector.
+    """
+    weights = _evidence(evidence)
+    first = np.where(weights.max(-1) > 0, weights.argmax(-1), -1)
+    return int(first) if first.ndim == 0 else first
+
+
 def commitment_step(evidence: object) -> int | np.ndarray:
-    """First step from which the leading candidate is the final one and never changes again.
+    """First step from which the leading candidate (`leader`) is the final one and never changes again.
 
     evidence: (..., S, K) over S steps, or S mappings. Returns (...) integers in 0..S-1, an int for one run.
-    At a tie the first of the tied candidates leads. ValueError if there is no step axis.
+    ValueError if there is no step axis.
     """
     weights = _evidence(evidence)
     if weights.ndim < 2 or weights.shape[-2] == 0:
         raise ValueError(f"commitment_step needs evidence (..., steps, candidates), got {weights.shape}")
-    leader = weights.argmax(-1)
-    settled = np.flip(np.logical_and.accumulate(np.flip(leader == leader[..., -1:], -1), -1), -1)
+    leaders = np.asarray(leader(weights))
+    settled = np.flip(np.logical_and.accumulate(np.flip(leaders == leaders[..., -1:], -1), -1), -1)
     first = settled.argmax(-1)
     return int(first) if first.ndim == 0 else first
 
@@ -121,7 +138,7 @@ def _check_level(level: float) -> None:
 
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray,
-    statistic: Callable = np.mean,
+    statistic: Callable[..., Any] = np.mean,
     *,
     level: float = 0.95,
     resamples: int = 9999,
@@ -156,7 +173,7 @@ def bootstrap_interval(
     return Interval(float(statistic(data)), low, high)
 
 
-def paired_interval(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, **settings: object) -> Interval:
+def paired_interval(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, **settings: Any) -> Interval:
     """Bootstrap interval of the mean of a - b over pairs (same sample and seed under two treatments).
 
     a, b: (n,), n >= 2. settings are those of `bootstrap_interval`. ValueError if the lengths differ.

@@ -31,6 +31,7 @@ import transformers
 from IPython.core.interactiveshell import InteractiveShell
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
+from traitlets.config import Config
 
 WORKERS = min(2, os.cpu_count() or 1)
 KINDS = ("Wan", "LTX", "CogVideoX", "HunyuanVideo")
@@ -82,10 +83,10 @@ def notebooks(source: str, place: str, parameters: dict) -> str:
     notebook = parameterize_notebook(load_notebook_node(source), parameters)
     os.chdir(place)
     matplotlib.use("module://matplotlib_inline.backend_inline")
-    shell = InteractiveShell.instance()
+    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            result = shell.run_cell(cell.source)
+            result = shell.run_cell(cell.source, store_history=True)
             if error := result.error_before_exec or result.error_in_exec:
                 return f"{type(error).__name__}: {error}"
     return ""

@@ -1,20 +1,22 @@
 """Traces of an answer along the steps, on a tiny untrained pipeline and on made evidence."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+import tiny
 from cosutils.measures.chain import Trace, alive, blurred, commitments, settling, trace
 from cosutils.mini import tasks, world
 from cosutils.mini.model import build_pipeline, build_transformer
 from cosutils.pipelines.loading import use_preset
-from cosutils.training.train import fit_codec
 
 
 @pytest.fixture(scope="module")
 def pipe():
     torch.manual_seed(0)
-    pipe = build_pipeline(fit_codec(), build_transformer(layers=1, width=32))
+    pipe = build_pipeline(tiny.codec(), build_transformer(layers=1, width=32))
     pipe.set_progress_bar_config(disable=True)
     return use_preset(pipe, "mini")
 
@@ -44,6 +46,16 @@ def test_candidates_alive_commitment_and_share_of_the_answer():
     assert t.names[0] == t.sample.answer and t.on_answer == pytest.approx([0.2, 1 / 6, 0.9, 1])
     assert made([[0.3, 0.1, 0, 0, 0], [0.2, 0.2, 0, 0, 0], [0, 1, 0, 0, 0]]).on_final == pytest.approx([0.25, 0.5, 1])
     assert settling([t], level=0.5).tolist() == [[2] * 17]
+    slow = replace(t, settled=np.array([0.5, 0.89, 0.9, 1])[:, None].repeat(17, 1))
+    assert settling([slow]).tolist() == [[2] * 17]
+
+
+@pytest.mark.parametrize("read", [alive, commitments, settling])
+def test_no_trace_and_a_level_that_is_no_share_are_refused(read):
+    with pytest.raises(ValueError, match="no traces were given"):
+        read([])
+    with pytest.raises(ValueError, match=r"level is a share in \(0, 1\], got 90"):
+        settling([made(np.eye(5))], level=90)
 
 
 def test_blur_matches_sharpness_but_not_the_mixture_of_answers():

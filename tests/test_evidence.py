@@ -12,6 +12,7 @@ from cosutils.report import evidence, lessons
 from cosutils.report.claims import load_claims
 from cosutils.report.results import record_numbers
 
+DATA = Path(__file__).resolve().parents[1] / "data"
 CLAIMS = """
 noise.step: {paper: Sec. 3.2, claim: Noise hurts., evidence: scores, measures: {damage: [0.25, 1.0]}}
 noise.again: {paper: "none, our control", claim: So does new noise., evidence: none, measures: {again: [0.1, .inf], late: [0, 1]}}
@@ -139,6 +140,23 @@ def test_a_lesson_follows_from_the_verdicts_and_names_the_numbers(folders):
         lessons.told(found[3:], told)
 
 
+def test_a_malformed_lesson_is_refused_in_one_sentence(tmp_path):
+    path = tmp_path / "lessons.yaml"
+    path.write_text("a.b: {title: t, held: h, failed: f, measure: m}")
+    with pytest.raises(ValueError, match=r"lessons.yaml: a.b: no field 'words'; a lesson has the fields title, held, "):
+        lessons.load_lessons(path)
+
+
+def test_what_is_ours_are_controls_readings_and_measures_and_nothing_else():
+    findings = evidence.gather(DATA / "nowhere", claims=DATA / "claims.yaml")
+    ours = {f.key for f in findings if f.ours}
+    assert {"layers.probes", "information_flow.commitment", "ensemble.single", "noise.cell"} <= ours
+    for f in findings:
+        assert f.ours == ("our" in f.paper.split()), f.key
+        assert f.ours or f.paper.startswith(("Sec.", "ablations", "training-free")), f.key
+        assert f.evidence.startswith("none") or not f.ours, f.key  # what is ours has no evidence of the paper
+
+
 def test_of_many_tasks_the_lowest_and_the_highest_number_are_told():
     spans = dict(zip("abcde", (0.3, 0.1, 0.5, 0.2, 0.4), strict=True))
     rows = {task: {"m": (number(value, value), None, (0.0, 1.0))} for task, value in spans.items()}
@@ -150,7 +168,8 @@ def test_of_many_tasks_the_lowest_and_the_highest_number_are_told():
 
 
 def test_the_books_lessons_speak_of_its_claims():
-    claims = load_claims(Path(__file__).resolve().parents[1] / "data" / "claims.yaml")
-    for lesson in lessons.LESSONS:
+    claims = load_claims(DATA / "claims.yaml")
+    told = lessons.load_lessons(DATA / "lessons.yaml")
+    assert len(told) > 10
+    for lesson in told:
         assert lesson.measure in claims[lesson.key]["measures"], lesson.key
-    assert len({lesson.key for lesson in lessons.LESSONS}) == len(lessons.LESSONS)

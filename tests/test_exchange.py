@@ -1,15 +1,18 @@
 """Exchanges between twins on a tiny untrained pipeline."""
 
+from contextlib import contextmanager
+from itertools import count
+
 import numpy as np
 import pytest
 import torch
 
-from cosutils.measures.exchange import Exchange, between_seeds, between_twins, captured, leader
+import tiny
+from cosutils.measures.exchange import Exchange, between_seeds, between_twins, captured, leading_twin
 from cosutils.measures.layers import pool
-from cosutils.mini import tasks
+from cosutils.mini import tasks, world
 from cosutils.mini.model import build_pipeline, build_transformer
 from cosutils.pipelines.loading import seeded, settings, use_preset
-from cosutils.training.train import fit_codec
 
 CALL = dict(num_inference_steps=2)
 
@@ -19,7 +22,7 @@ def pipe():
     torch.manual_seed(0)
     transformer = build_transformer(layers=2, width=32)
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.3)
-    pipe = build_pipeline(fit_codec(), transformer)
+    pipe = build_pipeline(tiny.codec(), transformer)
     pipe.set_progress_bar_config(disable=True)
     return use_preset(pipe, "mini")
 
@@ -31,7 +34,10 @@ def alone(pipe, sample, prompt, seed=0):
 
 def test_the_leader_is_the_answer_that_is_drawn():
     sample = tasks.find_shape.sample(0)
-    assert leader(sample, sample.video) == sample.answer and leader(sample, sample.twin().video) == sample.twin().answer
+    assert (
+        leading_twin(sample, sample.video) == sample.answer
+        and leading_twin(sample, sample.twin().video) == sample.twin().answer
+    )
 
 
 def test_rows_are_the_donor_the_recipient_and_every_exchange(pipe):
@@ -44,6 +50,54 @@ def test_rows_are_the_donor_the_recipient_and_every_exchange(pipe):
     assert len(films) == 3 and not np.allclose(films[2], donor, atol=1e-4)
     parts = between_twins(pipe, sample, ways, rows=2, **CALL)[2]
     assert np.allclose(parts, films, atol=1e-5)
+
+
+@contextmanager
+def by_hand(pipe, layer, mode, steps):
+    """The exchange as two lines of a plain hook: row 1 of a batch takes what block `layer` makes of row 0."""
+    calls = count()
+
+    def take(block, arguments, output):
+        if next(calls) in steps:
+            new = output[0] if mode == "state" else arguments[0][1] + output[0] - arguments[0][0]
+            return torch.stack([output[0], new])
+        return None
+
+    hook = pipe.transformer.blocks[layer].register_forward_hook(take)
+    yield
+    hook.remove()
+
+
+@pytest.mark.parametrize("layer, mode, first", [(0, "delta", 1), (1, "delta", None), (0, "state", 1)])
+def test_an_exchange_takes_place_at_its_layer_and_from_donor_to_recipient(pipe, layer, mode, first):
+    sample = tasks.tictactoe.sample(3)
+    call = sample.inputs | settings(pipe) | CALL | dict(output_type="np")
+    with by_hand(pipe, layer, mode, range(first or 2)):
+        donor, film = pipe(**call | dict(prompt=[sample.twin().prompt, sample.prompt]), generator=seeded([4, 4])).frames
+    found = between_twins(pipe, sample, [Exchange(layer, mode, first)], seed=4, **CALL)
+    assert np.allclose(found[0], donor, atol=1e-5) and np.allclose(found[2][0], film, atol=1e-5)
+    assert not np.allclose(found[1], film, atol=1e-4)
+    with by_hand(pipe, layer, mode, range(first or 2)):
+        donor, film = pipe(**call | dict(prompt=[sample.prompt] * 2), generator=seeded([5, 6])).frames
+    found = between_seeds(pipe, sample, [Exchange(layer, mode, first)], (5, 6), **CALL)
+    assert np.allclose(found[0], donor, atol=1e-5) and np.allclose(found[2][0], film, atol=1e-5)
+    assert np.allclose(found[0], alone(pipe, sample, sample.prompt, 5), atol=1e-5)
+    assert np.allclose(found[1], alone(pipe, sample, sample.prompt, 6), atol=1e-5)
+
+
+def test_the_donor_of_a_captured_exchange_is_the_other_puzzle(pipe):
+    sample, donor = tasks.find_shape.sample(0), tasks.maze.sample(1)
+    film = captured(pipe, sample, donor, Exchange(1, "state"), seed=2, **CALL)
+    call = settings(pipe) | CALL | dict(output_type="np")  # the whole last state at every step is all of a velocity
+    assert np.allclose(film, pipe(**donor.inputs | call, generator=seeded(2)).frames[0], atol=1e-5)
+
+
+def test_the_prompt_of_either_twin_names_the_player_whose_winning_cell_is_the_answer():
+    for seed in range(20):
+        for sample in (tasks.tictactoe.sample(seed), tasks.tictactoe.sample(seed).twin()):
+            drawn = sample.ids[-1][sample.ids[-1] != sample.ids[0]]
+            (player,) = {name for name in ("purple", "yellow") if (drawn == world.TILE[name]).all()}
+            assert sample.prompt.startswith(player)
 
 
 def test_a_whole_state_under_the_same_prompt_is_the_same_at_every_layer(pipe):
@@ -81,7 +135,7 @@ def test_own_states_change_nothing(pipe):
 def test_what_cannot_be_exchanged_is_refused(pipe):
     with pytest.raises(ValueError, match="no mode 'part'"):
         Exchange(1, "part")
-    with pytest.raises(ValueError, match="one step or more, got first = 0"):
+    with pytest.raises(ValueError, match="first, the number of steps of an exchange, must be 1 or more, got 0"):
         Exchange(1, first=0)
     with pytest.raises(ValueError, match="different pictures"):
         between_twins(pipe, tasks.maze.sample(0), [Exchange(1)], **CALL)

@@ -147,6 +147,7 @@ def test_grid_puts_every_picture_in_its_place():
     assert canvas[34 + 8, 17 + 8, 0] == round(0.5 * 255) and canvas[8, 8, 0] == 0 and canvas[16, 8, 0] == 255
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0   σ 1.00", "7   σ 0.50", "19   σ 0.10"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "4"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("frame", "denoising step")
     assert [text.get_text() for text in ax.texts] == ["explore"]
 
 
@@ -190,7 +191,10 @@ def test_candidates_mark_the_answer():
     assert len(lines) == 9 and lines[4].get_label() == "cell 4 (answer)"
     assert lines[4].get_linewidth() > max(line.get_linewidth() for line in lines[:4] + lines[5:])
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 9
-    np.testing.assert_array_equal(lines[7].get_ydata(), evidence[:, 7])
+    for k, line in enumerate(lines):
+        assert line.get_label().split(" (")[0] == names[k]
+        np.testing.assert_array_equal(line.get_xydata(), np.stack([np.arange(4), evidence[:, k]], 1))
+    assert ax.get_xlabel() == "denoising step" and ax.get_ylabel().startswith("evidence")
     with pytest.raises(ValueError, match="'cell 9' is not among"):
         figures.candidate_curves(ax, range(4), evidence, names, "cell 9")
     with pytest.raises(ValueError, match=r"\(3, 9\)"):

@@ -56,22 +56,22 @@ def test_contrast_is_a_log_ratio_without_the_artefacts():
         layers.contrast(energies, mask, large=1.0)
 
 
-def test_gain_rank_and_agreement():
+def test_gain_rank_and_concordance():
     ratio = np.array([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5.0]])
     assert (
         layers.gain(ratio) == 4
         and layers.rank(ratio) == pytest.approx(1)
-        and layers.agreement(ratio) == pytest.approx(1)
+        and layers.concordance(ratio) == pytest.approx(1)
     )
-    assert layers.agreement(np.stack([ratio[0], -ratio[0]])) == pytest.approx(-1)
+    assert layers.concordance(np.stack([ratio[0], -ratio[0]])) == pytest.approx(-1)
     assert layers.thirds(10) == ([0, 1, 2, 3], [4, 5, 6], [7, 8, 9])
     with pytest.raises(ValueError, match="at least 3 layers"):
         layers.thirds(2)
 
 
-def test_a_look_holds_the_energies_and_states_of_the_run(pipe):
+def test_activations_hold_the_energies_and_states_of_the_run(pipe):
     sample = tasks.maze.sample(1)
-    found = layers.look(pipe, sample, seed=3, probed=[0, 1], num_inference_steps=2)
+    found = layers.activations(pipe, sample, seed=3, probed=[0, 1], num_inference_steps=2)
     call = settings(pipe) | dict(num_inference_steps=2, output_type="latent", generator=seeded(3))
     with capture(pipe, reduce=raw, inputs=True) as states:
         pipe(**sample.inputs | call)
@@ -81,6 +81,20 @@ def test_a_look_holds_the_energies_and_states_of_the_run(pipe):
     assert found.states.shape == (2, 4, *GRID, 32)
     assert np.array_equal(found.states[1, 3].reshape(-1, 32), block[0].numpy())
     assert np.array_equal(found.states[0, 0].reshape(-1, 32), states.inputs["transformer", 0, 0][0].numpy())
+
+
+def test_maps_lie_on_the_grid_as_tokens_are_counted():
+    f, h, w = grid = (2, 3, 5)
+    states = torch.randn(2, f * h * w, 4, generator=torch.Generator().manual_seed(0))
+    found = layers.maps(states, grid)
+    assert found.shape == (2, 2, *grid)
+    for frame, row, column in np.ndindex(*grid):
+        token = (frame * h + row) * w + column
+        rows, columns = (range(max(0, k - 1), min(n, k + 2)) for k, n in ((row, h), (column, w)))
+        near = states[:, [(frame * h + r) * w + c for r in rows for c in columns]]
+        assert torch.allclose(found[:, 0, frame, row, column], states[:, token].norm(dim=-1))
+        variance = near.var(1, correction=0).sum(-1)
+        assert torch.allclose(found[:, 1, frame, row, column], variance, atol=1e-5)
 
 
 def test_local_variance_sees_neighbours_only():

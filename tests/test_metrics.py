@@ -68,6 +68,26 @@ def test_cka_refuses(x, y, message):
         metrics.linear_cka(x, y)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [2, 3, 7, 11, 1000])
+def test_cka_of_features_that_differ_by_rounding_alone_is_undefined(count, dtype):
+    constant = rows(1, 5, 8).to(dtype).expand(count, 5)
+    almost = constant.clone()
+    almost[0] = almost[0] * (1 + torch.finfo(dtype).eps)
+    for bad in (constant, almost, constant / 3):
+        with pytest.raises(ValueError, match="all equal, rounding aside"):
+            metrics.linear_cka(bad, rows(count, 4))
+        with pytest.raises(ValueError, match="all equal, rounding aside"):
+            metrics.linear_cka(rows(count, 4), bad)
+
+
+@pytest.mark.parametrize("size", [1e-120, 1e-3, 1.0, 1e120])
+def test_cka_does_not_depend_on_the_size_of_features(size):
+    x, y = rows(30, 4).double(), rows(30, 4, 1).double()
+    assert metrics.linear_cka(size * x, y) == pytest.approx(metrics.linear_cka(x, y), abs=1e-9)
+    assert metrics.linear_cka(x + 1e6, x) == pytest.approx(1, abs=1e-6)  # far from zero, but they vary
+
+
 def test_effective_number_counts_equal_candidates():
     assert metrics.effective_number([1, 1, 1, 1]) == pytest.approx(4)
     assert metrics.effective_number({"left": 0.3, "right": 0.3, "up": 0.0}) == pytest.approx(2)
@@ -87,6 +107,18 @@ def test_effective_number_does_not_depend_on_the_scale_of_evidence():
 def test_evidence_is_checked(bad):
     with pytest.raises(ValueError, match="evidence"):
         metrics.effective_number(bad)
+
+
+def test_the_leader_has_most_evidence_and_nothing_shown_has_none():
+    assert metrics.leader([0.1, 0.7, 0.2]) == 1 and metrics.leader({"a": 0.0, "b": 0.3}) == 1
+    assert metrics.leader([0.4, 0.4]) == 0 and metrics.leader([0.0, 0.0]) == -1
+    many = metrics.leader(np.array([[[0, 1e-9], [0, 0]], [[3, 1], [1, 3]]]))
+    assert many.tolist() == [[1, -1], [0, 1]]
+
+
+def test_a_candidate_is_not_committed_to_while_nothing_is_shown():
+    assert metrics.commitment_step([[0, 0], [0, 0], [1, 0]]) == 2
+    assert metrics.commitment_step([[1, 0], [0, 0], [0, 0]]) == 1
 
 
 @pytest.mark.parametrize(
@@ -121,6 +153,18 @@ def test_bootstrap_is_seeded_and_brackets_the_estimate():
     assert first == second and first.low < first.estimate < first.high
     assert first.estimate == pytest.approx(values.mean())
     assert metrics.bootstrap_interval(values, np.median).estimate == pytest.approx(np.median(values))
+
+
+def test_intervals_are_those_of_95_percent_unless_told_otherwise():
+    values = np.random.default_rng(5).normal(size=1000)
+    half = 1.959964 * values.std(ddof=1) / math.sqrt(len(values))  # a mean of so many is normal
+    found = metrics.bootstrap_interval(values)
+    assert found.high - found.estimate == pytest.approx(half, rel=0.05)
+    assert found.estimate - found.low == pytest.approx(half, rel=0.05)
+    paired = metrics.paired_interval(values, np.zeros(1000))
+    assert paired == found
+    low, high = metrics.rate_interval(500, 1000)[1:]
+    assert high - low == pytest.approx(2 * 1.959964 * math.sqrt(0.25 / 1000), rel=0.01)
 
 
 def test_bootstrap_of_equal_values_is_a_point():

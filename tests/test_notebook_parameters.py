@@ -56,6 +56,7 @@ WRONG = {
         "ValueError: unknown task 'mase'; tasks are maze, two_routes, ",
     ),
     "steps": ("00_setup", dict(steps=0), "ValueError: steps must be 1 or more, got 0"),
+    "name": ("14_paper_scale", dict(side=[1024]), "ValueError: unknown parameter 'side': did you mean 'sides'? This page has "),
     "puzzles": (
         "12_your_turn",
         dict(puzzles=1),

@@ -5,18 +5,18 @@ import pytest
 import torch
 
 import cosutils as cos
+import tiny
 from cosutils.measures import perturb
-from cosutils.measures.perturb import Flow, Runs, edits, parts, pixel_frames
+from cosutils.measures.perturb import Propagation, Runs, edits, parts, pixel_frames
 from cosutils.mini import tasks
 from cosutils.mini.model import build_pipeline, build_transformer
 from cosutils.pipelines.loading import use_preset
-from cosutils.training.train import fit_codec
 
 
 @pytest.fixture(scope="module")
 def pipe():
     torch.manual_seed(0)
-    pipe = build_pipeline(fit_codec(), build_transformer(layers=2, width=32))
+    pipe = build_pipeline(tiny.codec(), build_transformer(layers=2, width=32))
     pipe.set_progress_bar_config(disable=True)
     return use_preset(pipe, "mini")
 
@@ -148,8 +148,8 @@ def test_dissimilarity_is_none_for_rotated_tokens_and_much_for_shuffled_ones():
     assert (perturb.dissimilarity(tokens, tokens.flip(1)) > 0.9).all()
 
 
-def test_flow_compares_with_the_plain_run_from_the_disturbed_step_on(pipe, maze):
-    found = perturb.flow(pipe, maze, [0, 2], [2], layers=[1], seed=3, num_inference_steps=4)
+def test_propagation_compares_with_the_plain_run_from_the_disturbed_step_on(pipe, maze):
+    found = perturb.propagation(pipe, maze, [0, 2], [2], layers=[1], seed=3, num_inference_steps=4)
     assert set(found.noise) == set(found.renoise) == {"layer 1", "estimate"}
     assert found.plain["layer 1"].shape == (4, 125, 32) and found.plain["estimate"].shape == (4, 500, 16)
     swept = np.isfinite(found.noise["estimate"])
@@ -161,7 +161,7 @@ def test_flow_compares_with_the_plain_run_from_the_disturbed_step_on(pipe, maze)
     rows = run.x0[3][0].flatten(1).T
     assert found.noise["estimate"][2, 3] == pytest.approx(1 - cos.linear_cka(found.plain["estimate"][3], rows))
     assert len(found.trace.evidence) == 4
-    middle = perturb.flow(pipe, maze, [3], num_inference_steps=4)
+    middle = perturb.propagation(pipe, maze, [3], num_inference_steps=4)
     assert set(middle.noise) == {"layer 1", "estimate"}
 
 
@@ -173,10 +173,10 @@ def test_a_peak_is_picked_on_the_other_runs():
 
 
 def test_unrelated_compares_each_puzzle_with_the_next(pipe):
-    flows = [perturb.flow(pipe, tasks.maze.sample(k), [1], num_inference_steps=2) for k in range(3)]
+    flows = [perturb.propagation(pipe, tasks.maze.sample(k), [1], num_inference_steps=2) for k in range(3)]
     found = perturb.unrelated(flows, "estimate")
     assert found.shape == (3, 2) and (found > 0).all()
     assert found[2] == pytest.approx(perturb.dissimilarity(flows[2].plain["estimate"], flows[0].plain["estimate"]))
     with pytest.raises(ValueError, match="at least 2 puzzles, got 1"):
         perturb.unrelated(flows[:1], "estimate")
-    assert isinstance(flows[0], Flow)
+    assert isinstance(flows[0], Propagation)

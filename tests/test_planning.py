@@ -9,8 +9,10 @@ from test_capture import untouched
 
 import tiny
 from cosutils.hooks.record import record
-from cosutils.measures.planning import average, choose_early, closeness, distances, leaders, passes
+from cosutils.measures.chain import leading
+from cosutils.measures.planning import average, choose_early, closeness, distances, passes
 from cosutils.mini import tasks, world
+from cosutils.pipelines.check import experts
 
 P = "the red ball moves"
 THREE = {"prompt": [P] * 3, "seed": [0, 1, 2]}
@@ -52,6 +54,17 @@ def test_passes_count_rows_and_both_branches(pipe):
     assert count.rows == 2 * (3 * 2 + 3)
     pipe(**tiny.call())
     assert count.rows == 2 * (3 * 2 + 3)
+
+
+def test_passes_leave_nothing_behind_after_an_error(pipe):
+    with pytest.raises(RuntimeError, match="in the middle"), passes(pipe) as count:
+        pipe(**tiny.call(P))
+        raise RuntimeError("in the middle")
+    rows = count.rows
+    untouched(pipe)
+    assert not any(model._forward_pre_hooks for model in experts(pipe).values())
+    pipe(**tiny.call(P))
+    assert count.rows == rows
 
 
 @pytest.mark.parametrize("what", ["x0", "latents", "rescaled"])
@@ -103,8 +116,8 @@ def test_leaders_read_the_last_frame():
     sample = tasks.find_shape.sample(0)
     names = list(sample.options)[:2]
     films = [world.draw(np.stack([sample.ids[0], sample.options[name]])) for name in names]
-    assert leaders(sample, films) == names
-    assert leaders(sample, [world.draw(sample.blank)]) == [None]
+    assert [leading(sample, film) for film in films] == names
+    assert leading(sample, world.draw(sample.blank)[None]) is None
 
 
 @pytest.mark.parametrize(

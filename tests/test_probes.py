@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from cosutils.measures import probes
 from cosutils.mini import tasks
@@ -13,7 +14,7 @@ GRID = (3, 5, 5)
 
 @pytest.fixture
 def made():
-    """Puzzles whose states at layer 0 hold the label of the second cell of each token in one channel, hidden in noise."""
+    """Puzzles whose states at layer 0 hold the label of each token's second cell in one channel, hidden in noise."""
     rng = np.random.default_rng(0)
     found = []
     for seed in range(40):
@@ -36,6 +37,12 @@ def test_labels_lie_where_the_board_has_them():
     assert every.any() and not (answer.counted & every).any()  # told from walls, not from other answers
     with pytest.raises(ValueError, match="do not fit 3 x 5 tokens"):
         probes.arrange(probes.occupied, [sample], (5, 3, 5))
+
+
+def test_activations_without_states_are_refused(made):
+    bare = SimpleNamespace(sample=made[0].sample, states=None)
+    with pytest.raises(ValueError, match="hold no states: name steps to keep them at"):
+        probes.by_layer([bare], made, probes.occupied)
 
 
 def test_area_under_the_curve():
@@ -85,3 +92,15 @@ def test_the_gap_counts_layers_and_is_left_out_where_nothing_is_readable():
     found = probes.gap(*rows, floor, floor)
     assert found["value"] == 2 and found["low"] <= 2 <= found["high"] and found["n"] == 12
     assert probes.gap(rows[0], floor, floor, floor) is None
+    assert found["tolerance"] == max(1, (found["high"] - found["low"]) / 2)
+
+
+def test_the_interval_of_the_gap_is_that_of_95_percent():
+    count = 101  # the answer of puzzle k is readable from layer k - 1 on, so half way up its mean the gap is a median
+    answer = np.where(np.arange(count) >= np.arange(count)[:, None], 1.0, 0.5)
+    seen, floor = np.ones((count, count)), np.full((count, count), 0.5)
+    found = probes.gap(seen, answer, floor, floor, level=0.5, resamples=1000)
+    below = stats.binom(count, np.arange(1, count + 1) / count).sf(count // 2)  # P(median of a resample <= k)
+    low, high = (np.searchsorted(below, share) for share in (0.025, 0.975))
+    assert found["value"] == 50 and found["tolerance"] == (found["high"] - found["low"]) / 2
+    assert abs(found["low"] - low) <= 1 and abs(found["high"] - high) <= 1

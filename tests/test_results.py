@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from cosutils.report.results import beside, check_numbers, compare, measure, record_numbers
+from cosutils.report.results import (
+    beside,
+    check_numbers,
+    compare,
+    interval_text,
+    mean_of,
+    rate_gap,
+    rate_of,
+    record_numbers,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 GOOD = {
     "solved": {"value": 0.9, "low": 0.85, "high": 0.94, "n": 200},
@@ -100,15 +113,69 @@ def test_missing_and_extra_names_are_differences(tmp_path):
 def test_a_broken_record_is_refused_by_name(tmp_path, text):
     good = record_numbers(tmp_path, "good", GOOD)
     (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(ValueError, match="bad.json is not a record"):
+    with pytest.raises(ValueError, match="bad.json"):
         check_numbers(tmp_path / "bad.json", good)
 
 
 def test_a_measure_is_a_mean_with_interval_and_tolerance():
-    number = measure([0, 1, 1, 1, 0, 1, 1, 1])
+    number = mean_of([0, 1, 1, 1, 0, 1, 1, 1])
     assert number["value"] == 0.75 and number["n"] == 8 and number["low"] < 0.75 < number["high"]
     assert number["tolerance"] == (number["high"] - number["low"]) / 2
-    assert measure([0.5, 0.5, 0.5])["tolerance"] == 0.02
+    assert mean_of([0.5, 0.5, 0.5])["tolerance"] == 0.02
+    assert mean_of([0.5, 0.5, 0.5], tolerance=0.1)["tolerance"] == 0.1
+
+
+def test_a_rate_is_not_certain_where_all_rows_agree():
+    found = rate_of([True] * 8)
+    assert found["value"] == 1 and found["low"] == pytest.approx(0.6756, abs=1e-3) and found["n"] == 8
+    assert rate_of([True, False])["tolerance"] > 0.02
+    with pytest.raises(ValueError, match="true or false, got .*0.5"):
+        rate_of([True, 0.5])
+    with pytest.raises(ValueError, match="trials >= 1"):
+        rate_of([])
+
+
+def test_a_gap_of_rates_is_not_certain_where_nothing_was_seen():
+    none = rate_gap([False] * 24, [False] * 24)
+    assert none["value"] == 0 and none["low"] == pytest.approx(-rate_of([False] * 24)["high"]) and none["high"] > 0.1
+    some = rate_gap([True] * 20 + [False] * 20, [False] * 38 + [True] * 2)
+    assert some["value"] == pytest.approx(0.45) and 0.25 < some["low"] < 0.45 < some["high"] < 0.65
+    with pytest.raises(ValueError, match="same runs"):
+        rate_gap([True], [True, False])
+
+
+def newcombe(first, second, n):
+    return rate_gap([True] * first + [False] * (n - first), [True] * second + [False] * (n - second))
+
+
+@pytest.mark.parametrize(
+    "first, second, n, low, high",
+    [(9, 3, 10, 0.1705, 0.8090), (6, 2, 7, 0.0582, 0.8062), (10, 0, 10, 0.6075, 1.0)],
+)
+def test_a_gap_of_rates_has_the_limits_that_newcombe_printed(first, second, n, low, high):
+    found, turned = newcombe(first, second, n), newcombe(second, first, n)  # his Table II, method 10
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=6e-5)
+    assert (turned["low"], turned["high"]) == pytest.approx((-high, -low), abs=6e-5)
+
+
+def test_tolerances_are_half_an_interval_and_two_hundredths_at_least():
+    for found in (rate_of([True, False] * 10), newcombe(10, 5, 20)):
+        assert found["tolerance"] == pytest.approx((found["high"] - found["low"]) / 2)
+    assert rate_of([True] * 2000)["tolerance"] == newcombe(20000, 20000, 20000)["tolerance"] == 0.02
+
+
+def test_a_number_is_printed_in_one_way():
+    number = {"value": 0.3149, "low": -0.001, "high": 0.5, "n": 8}
+    assert interval_text(number) == "0.31 [0.00, 0.50]"  # no minus before a zero
+    assert interval_text(number, 3) == "0.315 [-0.001, 0.500]"
+    assert interval_text({"value": 2}) == interval_text({"value": 2, "low": None, "high": None}) == "2.00"
+
+
+def test_no_file_prints_an_interval_in_its_own_way():
+    own = re.compile(r"\[\{[^{}]*low[^{}]*:[^{}]*f\}, ?\{")
+    files = [path for part in ("cosutils", "benchmarks", "tools") for path in (ROOT / part).rglob("*.py")]
+    files += (ROOT / "notebooks").glob("*.ipynb")
+    assert [path.name for path in files if own.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_only_runs_with_the_same_parameters_are_compared(tmp_path):

@@ -76,7 +76,7 @@ def test_probes_ask_small_tokens_for_the_cell_under_their_middle():
 
 def test_a_look_keeps_states_on_the_puzzles_grid(pipe):
     sample = tasks.find_shape.sample(0, frames=33)
-    found = layers.look(pipe, sample, probed=[0, 1], width=6, **CALL)
+    found = layers.activations(pipe, sample, probed=[0, 1], width=6, **CALL)
     assert found.grid == (9, 5, 5) and found.energy.shape == (2, tiny.LAYERS, 9, 5, 5)
     assert found.states.shape == (2, tiny.LAYERS + 1, 5, 5, 5, 6)
     with cos.capture(pipe, 1, 0, cos.projection(6)) as states:
@@ -106,7 +106,7 @@ def test_a_sketch_is_some_tokens_in_fewer_channels():
 
 def test_the_flow_of_a_two_expert_model_is_read_from_sketches(pipe):
     sample = tasks.maze.sample(0, frames=33)  # 9 x 5 x 5 tokens
-    found = perturb.flow(pipe, sample, [0, 1], [1], [2], reduce=perturb.sketch(100, 4), **CALL)
+    found = perturb.propagation(pipe, sample, [0, 1], [1], [2], reduce=perturb.sketch(100, 4), **CALL)
     assert found.plain["layer 2"].shape == (2, 113, 4)
     assert np.isfinite(found.noise["layer 2"][np.triu_indices(2)]).all() and found.noise["layer 2"][0, 0] > 0.01
 

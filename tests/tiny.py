@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -31,6 +32,9 @@ from transformers import (
     UMT5Config,
     UMT5EncoderModel,
 )
+
+from cosutils.mini import tasks
+from cosutils.mini.codec import PatchCodec
 
 __all__ = ["CHANNELS", "KINDS", "LAYERS", "SOLVERS", "build", "call", "image", "saved"]
 
@@ -112,6 +116,11 @@ def vae() -> AutoencoderKLWan:
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.0, 1.5, 0.5, 2.0],
     ).eval()
+
+
+def codec() -> PatchCodec:
+    """The embedded codec, fitted to one puzzle of each task: it reads back what is drawn."""
+    return PatchCodec.fit(np.stack([tasks.sample(name, 0).ids for name in tasks.NAMES]))
 
 
 def scheduler(solver: str) -> FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler:

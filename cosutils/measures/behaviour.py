@@ -11,7 +11,7 @@ hidden states are exchanged (the token grid's first axis).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,47 +20,21 @@ from diffusers import WanImageToVideoPipeline
 
 from ..hooks.capture import Capture, capture, raw, region
 from ..hooks.swap import swap
-from ..metrics import rate_interval
+from ..metrics import leader
 from ..mini import world
 from ..mini.tasks import Sample
 from ..pipelines.loading import seeded, settings
-from .chain import Trace, trace
+from .chain import Trace, leading, trace
 
 __all__ = [
-    "Onsets", "confident", "frame_lag", "onset", "onsets", "rate", "rate_gap", "right", "solved", "switches", "turns",
+    "Onsets", "confident", "frame_lag", "onset", "onsets", "right", "solved", "switches", "turns",
     "twin_run", "unseen", "winner", "worst",
 ]  # fmt: skip
 
 
-def rate(rows: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
-    """Rate of true rows (n,) with its 95 % Wilson interval, in the form `results.record_numbers` takes.
-
-    Unlike a bootstrap it does not claim certainty where all rows agree. tolerance as in `results.measure`.
-    """
-    rows = np.asarray(rows, bool)
-    value, low, high = rate_interval(rows.sum(), len(rows))
-    return dict(value=value, low=low, high=high, n=len(rows), tolerance=max(0.02, (high - low) / 2))
-
-
-def rate_gap(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
-    """Difference of two rates over the same runs, both (n,) bool, in the form of `rate`.
-
-    Interval from the two Wilson intervals (Newcombe 1998, Stat. Med. 17:873, without the term for their correlation): two
-    events that were never seen do not make a difference of certainly zero.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"both rates are of the same runs, got {len(first)} and {len(second)}")
-    a, b = rate(first), rate(second)
-    value = a["value"] - b["value"]
-    low = value - np.hypot(a["value"] - a["low"], b["high"] - b["value"])
-    high = value + np.hypot(a["high"] - a["value"], b["value"] - b["low"])
-    return dict(value=value, low=float(low), high=float(high), n=a["n"], tolerance=max(0.02, float(high - low) / 2))
-
-
 def right(trace: Trace) -> np.ndarray:
     """Does a right answer lead the candidates of each clean estimate? (S,) bool; False where nothing is shown."""
-    correct = np.array([name in trace.sample.films for name in trace.names])
-    return correct[trace.evidence.argmax(1)] & (trace.evidence.max(1) > 0)
+    return np.isin(leader(trace.evidence), [k for k, name in enumerate(trace.names) if name in trace.sample.films])
 
 
 def solved(trace: Trace) -> np.ndarray:
@@ -118,18 +92,17 @@ def twin_run(
 def winner(
     pipe: WanImageToVideoPipeline, sample: Sample, states: Capture, layer: int, frames: Iterable[int],
     seed: int = 0, steps: Iterable[int] | None = None, **call: Any,
-) -> str:  # fmt: skip
-    """The leading answer of the final film when tokens of the latent `frames` are those of the donor (Sec. 5.2's swap).
+) -> str | None:  # fmt: skip
+    """The answer that leads in the final film when tokens of the latent `frames` are the donor's (Sec. 5.2's swap).
 
     The whole state is exchanged at the output of block `layer`, at `steps` (None is all), in the positive branch. With
     the frames after the first alone, the recipient's own first frame stays in the condition and in the hidden states:
-    an answer that is only re-read there stays the recipient's. Returns a key of `sample.options`.
+    an answer that is only re-read there stays the recipient's. See `chain.leading` for what is returned.
     """
     call = sample.inputs | settings(pipe) | call | dict(output_type="np")
     with swap(pipe, layer, states, tokens=region(frames=frames), steps=steps):
         film = pipe(**call, generator=seeded(seed)).frames[0]
-    shares = sample.candidates(film)
-    return max(shares, key=shares.get)
+    return leading(sample, film)
 
 
 # ---------------------------------------------------------------- self-correction (Sec. 4.2)
@@ -170,7 +143,12 @@ def frame_lag(steps: np.ndarray) -> float:
 
 # ---------------------------------------------------------------- perception before action (Sec. 4.3)
 def onset(share: np.ndarray, level: float) -> np.ndarray:
-    """First step from which `share` (..., S) stays at `level` or above, (...) integers; S where it ends below."""
+    """First step from which `share` (..., S) stays at `level` or above, (...) integers; S where it ends below.
+
+    level: in (0, 1], ValueError otherwise.
+    """
+    if not 0 < level <= 1:
+        raise ValueError(f"level is a share in (0, 1], got {level!r}")
     good = np.flip(np.logical_and.accumulate(np.flip(np.asarray(share) >= level, -1), -1), -1)
     return np.where(good[..., -1], good.argmax(-1), good.shape[-1])
 
@@ -222,7 +200,7 @@ def onsets(trace: Trace, level: float = 0.9, draws: int = 50) -> Onsets | None:
 
     cells = min(where.shape[1], how.shape[1])
 
-    def drawn(one: np.ndarray, other: np.ndarray) -> list[int]:
+    def drawn(one: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
         count = min(cells, one.shape[1], other.shape[1])
         return [onset(rng.permutation(part, axis=1)[:, :count].mean(1), level) for part in (one, other)]
 
@@ -231,7 +209,7 @@ def onsets(trace: Trace, level: float = 0.9, draws: int = 50) -> Onsets | None:
         stand_in = owner == rng.integers(moving.sum())
         rows.append(drawn(where, how) + drawn(how[:, stand_in], how[:, ~stand_in]))
     first, second, one, other = np.mean(rows, 0)
-    frames = [onset(settled[:, t, now].mean(1), level) if now.any() else np.nan for t, now in enumerate(changed)]
+    frames = [float(onset(settled[:, t, now].mean(1), level)) if now.any() else np.nan for t, now in enumerate(changed)]
     frames[0] = np.nan
     shares = where.mean(1), how.mean(1)
     return Onsets(first, second, other - one, cells, np.array(frames, float), *shares)

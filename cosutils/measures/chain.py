@@ -6,7 +6,7 @@ alive(traces).mean(0)          # effective number of candidates at every step
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,12 @@ from diffusers import WanImageToVideoPipeline
 from scipy.ndimage import gaussian_filter
 
 from ..hooks.record import Run, record
-from ..metrics import commitment_step, effective_number
+from ..metrics import commitment_step, effective_number, leader
 from ..mini import world
 from ..mini.tasks import Sample, Score, agreement
 from ..pipelines.loading import seeded, settings
 
-__all__ = ["Trace", "alive", "blurred", "commitments", "estimates", "settling", "trace"]
+__all__ = ["Trace", "alive", "blurred", "commitments", "estimates", "leading", "settling", "trace"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Trace:
     """One recorded run of S steps on a puzzle with K possible answers.
 
     evidence: (S, K) share of each candidate in the last frame of x0hat, see `Sample.candidates`; scores: of x0hat,
-    taken as the answer at each step; settled: (S, 17), see `trace`; last: last frame of x0hat (S, 80, 80, 3); films: all
-    of x0hat in pixels (S, 17, 80, 80, 3), or None where they were not kept. Larger films are brought back to that size
-    (`world.reduced`).
+    taken as the answer at each step; settled: (S, 17), see `trace`; last: last frame of x0hat (S, 80, 80, 3);
+    films: all of x0hat in pixels (S, 17, 80, 80, 3), or None where they were not kept. Larger films are
+    brought back to that size (`world.reduced`).
     """
 
     sample: Sample
@@ -53,8 +53,8 @@ class Trace:
 
     @property
     def on_final(self) -> np.ndarray:
-        """Share of the candidate that leads at the last step, (S,) in [0, 1]."""
-        return self._share(np.arange(len(self.names)) == self.evidence[-1].argmax())
+        """Share of the candidate that leads at the last step, (S,) in [0, 1]; 0 where none does."""
+        return self._share(np.arange(len(self.names)) == leader(self.evidence[-1]))
 
     def _share(self, chosen: Sequence[bool]) -> np.ndarray:
         total = self.evidence.sum(1)
@@ -86,19 +86,33 @@ def estimates(run: Run, steps: Iterable[int] | None = None) -> np.ndarray:
     return np.concatenate([world.reduced(run.decode(part)[:, 0].numpy()) for part in parts])
 
 
+def leading(sample: Sample, film: np.ndarray) -> str | None:
+    """The possible answer with the most evidence in the last frame of a film (T, H, W, 3), None where none is shown."""
+    return [*sample.options, None][leader(sample.candidates(film))]
+
+
 def alive(traces: Sequence[Trace]) -> np.ndarray:
     """Effective number of candidates of every run and step, (runs, S)."""
-    return np.stack([effective_number(t.evidence) for t in traces])
+    return _rows(traces, lambda one: effective_number(one.evidence))
 
 
 def commitments(traces: Sequence[Trace]) -> np.ndarray:
     """Step from which the leading candidate never changes again, one for each run."""
-    return np.array([commitment_step(t.evidence) for t in traces])
+    return _rows(traces, lambda one: commitment_step(one.evidence))
 
 
 def settling(traces: Sequence[Trace], level: float = 0.9) -> np.ndarray:
-    """First step at which each frame shows `level` of its final cells, (runs, T) integers in 0..S-1."""
-    return (np.stack([t.settled for t in traces]) >= level).argmax(1)  # the last step always does
+    """First step at which each frame shows a share `level` in (0, 1] of its final cells, (runs, T) in 0..S-1."""
+    if not 0 < level <= 1:
+        raise ValueError(f"level is a share in (0, 1], got {level!r}")
+    return (_rows(traces, lambda one: one.settled) >= level).argmax(1)  # the last step always does
+
+
+def _rows(traces: Sequence[Trace], read: Callable[[Trace], Any]) -> np.ndarray:
+    """What `read` finds in every trace, (runs, ...)."""
+    if not len(traces):
+        raise ValueError("no traces were given: at least one run is needed")
+    return np.stack([read(one) for one in traces])
 
 
 def blurred(trace: Trace, step: int) -> np.ndarray:

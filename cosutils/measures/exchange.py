@@ -2,7 +2,7 @@
 
     ways = [Exchange(layer, "delta", first=1) for layer in range(10)]
     donor, own, films = between_twins(pipe, sample, ways)
-    [leader(sample, film) == sample.twin().answer for film in films]
+    [leading_twin(sample, film) == sample.twin().answer for film in films]
 
 The twins share the picture and the noise and differ in the prompt, so all runs go in one batch: row 0 is the donor,
 row 1 the recipient as it is, every further row a recipient with one exchange.
@@ -19,15 +19,17 @@ import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
 
+from .._check import whole
 from ..hooks._blocks import Grid
 from ..hooks.capture import Capture, capture, raw
 from ..hooks.swap import swap
+from ..metrics import leader
 from ..mini import world
 from ..mini.tasks import Sample
 from ..pipelines.loading import seeded, settings
 from .layers import pool
 
-__all__ = ["Exchange", "between_seeds", "between_twins", "captured", "leader"]
+__all__ = ["Exchange", "between_seeds", "between_twins", "captured", "leading_twin"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Exchange:
     def __post_init__(self) -> None:
         if self.mode not in ("delta", "state", "region"):
             raise ValueError(f"no mode {self.mode!r}: allowed are 'delta', 'state' and 'region'")
-        if self.first is not None and self.first < 1:
-            raise ValueError(f"an exchange takes place at one step or more, got first = {self.first}")
+        if self.first is not None:
+            whole(self.first, "first, the number of steps of an exchange,", least=1)
 
     def open(self, pipe: WanImageToVideoPipeline, sample: Sample, donor: Capture | dict[int, int]) -> Any:
         """The `swap` context of this exchange."""
@@ -63,11 +65,11 @@ class Exchange:
         return swap(pipe, self.layer, donor, "state", tokens, steps)
 
 
-def leader(sample: Sample, film: np.ndarray) -> str:
-    """The possible answer with the largest share in a film (T, H, W, 3), drawn as either twin would draw it."""
+def leading_twin(sample: Sample, film: np.ndarray) -> str | None:
+    """`chain.leading` of a film (T, H, W, 3) in which either twin may be drawn: the larger of both shares counts."""
     own, other = sample.candidates(film), sample.twin().candidates(film)
     shares = {name: max(own[name], other.get(name, 0.0)) for name in own}
-    return max(shares, key=shares.get)
+    return [*shares, None][leader(shares)]
 
 
 def between_twins(
@@ -80,8 +82,9 @@ def between_twins(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Films of the donor (the twin's prompt), of the recipient, and of the recipient under each exchange.
 
-    (17, 80, 80, 3), (17, 80, 80, 3) and (n, 17, 80, 80, 3), `world.reduced` where the puzzle's own size is larger. rows: at
-    most so many exchanges in one batch, which has two rows more. ValueError where the twins' pictures differ: a batch has one picture.
+    (17, 80, 80, 3), (17, 80, 80, 3) and (n, 17, 80, 80, 3), `world.reduced` where the puzzle's own size is
+    larger. rows: at most so many exchanges in one batch, which has two rows more. ValueError where the twins'
+    pictures differ: a batch has one picture.
     """
     if not np.array_equal(sample.ids[0], sample.twin().ids[0]):
         raise ValueError(f"the twins of {sample.task} have different pictures; an exchange in one batch needs the same")

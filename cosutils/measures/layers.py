@@ -1,8 +1,8 @@
-"""What blocks look at: token energy on and off the foreground, and local variance, by layer and step (Sec. 5.1, Fig. 6a).
+"""What blocks look at: token energy on and off the foreground, and local variance, by layer and step (Sec. 5.1).
 
-    found = look(pipe, sample, probed=[0, 9])
+    found = activations(pipe, sample, probed=[0, 9])
     ratio = contrast(found.energy, foreground(sample, found.grid), first=False, large=0.02)    # (S, L)
-    gain(ratio), agreement(ratio)
+    gain(ratio), concordance(ratio)
 
 S steps, L layers, tokens (f, h, w) on the grid of the patch embedding. Layer numbers count from 0; where states stand
 for themselves, index 0 of an axis of L + 1 is the input of the first block, "layer -1".
@@ -11,7 +11,8 @@ for themselves, index 0 of an axis of L + 1 is the input of the first block, "la
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from ..mini.tasks import Sample
 from ..pipelines.loading import seeded, settings
 
 __all__ = [
-    "Look", "agreement", "coarse", "contrast", "foreground", "gain", "look", "maps", "named", "pool", "rank", "thirds",
+    "Activations", "activations", "coarse", "concordance", "contrast", "foreground", "gain", "maps", "named", "pool",
+    "rank", "thirds",
 ]  # fmt: skip
 
 STRUCTURE = [world.TILE["floor"], world.TILE["wall"]]  # every other tile is an object or a mark
@@ -37,8 +39,8 @@ STRUCTURE = [world.TILE["floor"], world.TILE["wall"]]  # every other tile is an 
 def pool(cells: np.ndarray, grid: Grid) -> np.ndarray:
     """True cells of a film (T, H, W) bool to tokens (f, h, w) bool: a token is true where any cell that it overlaps is.
 
-    The first latent frame holds frame 0 alone, the others share the later frames evenly. Tokens may be larger or smaller
-    than cells. ValueError for one latent frame of a film of several frames, or the reverse.
+    The first latent frame holds frame 0 alone, the others share the later frames evenly. Tokens may be larger
+    or smaller than cells. ValueError for one latent frame of a film of several frames, or the reverse.
     """
     frames, height, width = np.shape(cells)
     f, h, w = grid
@@ -64,7 +66,7 @@ def foreground(sample: Sample, grid: Grid) -> np.ndarray:
 
 
 def named(sample: Sample, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Places (h, w) bool of the right answer, and of the other possible answers only; tokens with neither are in none."""
+    """Places (h, w) bool of the right answer, and of the other possible answers only; no token is in both."""
     answer = sample.options[sample.answer] != sample.blank
     others = np.any([option != sample.blank for option in sample.options.values()], 0) & ~answer
     grid = (1, *grid[1:])
@@ -83,16 +85,16 @@ def maps(states: torch.Tensor, grid: Grid) -> torch.Tensor:
     batch, _, width = states.shape
     f, h, w = grid
     picture = states.float().reshape(batch * f, h, w, width).permute(0, 3, 1, 2)
-    near = dict(kernel_size=3, stride=1, padding=1, count_include_pad=False)
-    mean = avg_pool2d(picture, **near)
-    spread = avg_pool2d(((picture - picture.mean((2, 3), keepdim=True)) ** 2), **near)
+    near = partial(avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+    mean = near(picture)
+    spread = near((picture - picture.mean((2, 3), keepdim=True)) ** 2)
     spread = spread - (mean - picture.mean((2, 3), keepdim=True)) ** 2
     local = spread.clamp(min=0).sum(1).view(batch, f, h, w)
     return torch.stack([energy(states, grid), local], 1)
 
 
 @dataclass(frozen=True)
-class Look:
+class Activations:
     """One run. energy, variance: (S, L, f, h, w); states: (probed steps, L + 1, f, h, w, D), index 0 of the second axis
     the first block's input, or None. With a `width` the states are `coarse`, their f, h, w and D smaller."""
 
@@ -122,10 +124,10 @@ def coarse(width: int) -> Reduction:
     return reduce
 
 
-def look(
+def activations(
     pipe: WanImageToVideoPipeline, sample: Sample, seed: int = 0, probed: list[int] | None = None,
     width: int | None = None, **call: Any,
-) -> Look:  # fmt: skip
+) -> Activations:  # fmt: skip
     """Run `pipe` on `sample` and keep `maps` of all blocks and steps, and the states themselves at the `probed` steps.
 
     width: keep of these states only what `coarse` leaves; a large model's fill tens of GB. call: overrides of the
@@ -145,11 +147,11 @@ def look(
                 pipe(**call)
             first = torch.stack([entry.inputs[key][0] for key in sorted(entry, key=lambda key: key[1])])
             states = torch.cat([first[:, None], whole.stack()[:, :, 0]], 1).float()
-            f, h, w = whole.grid
-            grid = whole.grid if width is None else (min(f, 5), min(h, world.CELLS), min(w, world.CELLS))
+            f, h, w = grid = cast(Grid, whole.grid)  # known once a call has run
+            grid = grid if width is None else (min(f, 5), min(h, world.CELLS), min(w, world.CELLS))
             states = states.unflatten(2, grid).numpy()
     stack = reduced.stack()[:, :, 0].numpy()
-    return Look(sample, reduced.grid, stack[:, :, 0], stack[:, :, 1], states)
+    return Activations(sample, cast(Grid, reduced.grid), stack[:, :, 0], stack[:, :, 1], states)
 
 
 # ---------------------------------------------------------------- numbers
@@ -200,14 +202,17 @@ def gain(ratio: np.ndarray) -> float:
 
 
 def rank(values: np.ndarray) -> float:
-    """Rank correlation of layer number and values (S, L), in [-1, 1], mean over steps: 1 where they grow layer by layer."""
+    """Rank correlation of layer number and values (S, L), in [-1, 1], mean over steps: 1 where they grow with depth."""
     return float(np.mean([spearmanr(range(values.shape[1]), row).statistic for row in values]))
 
 
-def agreement(ratio: np.ndarray) -> float:
-    """Rank correlation of the layers' ratios between two steps, in [-1, 1], mean over all pairs of steps (S, L), S >= 2."""
+def concordance(ratio: np.ndarray) -> float:
+    """Rank correlation of the layers' ratios (S, L) between two steps, in [-1, 1], mean over all pairs of S >= 2 steps.
+
+    Kendall's coefficient of concordance W is the same on another scale: W = (1 + (S - 1) concordance) / S.
+    """
     steps = len(ratio)
     if steps < 2:
-        raise ValueError(f"an agreement of steps needs at least 2 of them, got {steps}")
+        raise ValueError(f"a concordance of steps needs at least 2 of them, got {steps}")
     ranks = np.argsort(np.argsort(ratio, -1), -1)
-    return float(np.corrcoef(ranks)[np.triu_indices(steps, 1)].mean())
+    return float(np.asarray(np.corrcoef(ranks))[np.triu_indices(steps, 1)].mean())

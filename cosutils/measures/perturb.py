@@ -1,8 +1,8 @@
 """What a disturbance costs (paper Sec. 3.2, Fig. 3): scores by step and frame, maps of CKA dissimilarity.
 
     runs = [disturb(pipe, tasks.maze.sample(k), edits(range(10), range(5))) for k in range(12)]
-    by_step(runs).mean(0)          # fall of the score under noise at each step
-    maps = [flow(pipe, tasks.maze.sample(k), range(10)) for k in range(12)]
+    {step: fall.mean() for step, fall in by_step(runs).items()}    # fall of the score under noise at each step
+    maps = [propagation(pipe, tasks.maze.sample(k), range(10)) for k in range(12)]
 
 S steps, F latent frames. A *fall* is the plain run's score minus the disturbed run's, read on the same
 frames. Frames are told apart by the latent frame that they decode from. That is exact for the embedded codec;
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
 
+from .._check import whole
 from ..hooks.capture import Capture, Reduction, capture, projection, raw
 from ..hooks.inject import Edit, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
 from ..hooks.record import Run, record
@@ -29,7 +30,7 @@ from ..pipelines.loading import seeded, settings
 from .chain import Trace, trace
 
 __all__ = [
-    "Flow",
+    "Propagation",
     "Runs",
     "by_cell",
     "by_frame",
@@ -37,11 +38,11 @@ __all__ = [
     "dissimilarity",
     "disturb",
     "edits",
-    "flow",
     "measures",
     "parts",
     "peaks",
     "pixel_frames",
+    "propagation",
     "sketch",
     "unrelated",
 ]
@@ -133,7 +134,7 @@ def disturb(pipe: WanImageToVideoPipeline, sample: Sample, todo: Iterable[Edit],
         if edit.step and edit.frame is None and not edit.keep_estimate:
             shorter = call | dict(num_inference_steps=run.steps - edit.step)
             restarts[edit.step] = sample.score(pipe(**shorter, generator=seeded(seed)).frames[0]).total
-    return Runs(sample, run.steps, run.latents.shape[2], sample.score(plain).total, falls, restarts)
+    return Runs(sample, run.steps, run.x[0].shape[2], sample.score(plain).total, falls, restarts)
 
 
 def _fall(runs: Sequence[Runs], kind: tuple, part: str) -> np.ndarray:
@@ -198,7 +199,7 @@ def measures(runs: Sequence[Runs]) -> dict[str, np.ndarray]:
 
 # ---------------------------------------------------------------- Fig. 3 c
 @dataclass(frozen=True)
-class Flow:
+class Propagation:
     """CKA dissimilarity of one puzzle's disturbed runs to its plain run.
 
     noise, renoise: read-out -> (S, S), injected step x later step, in [0, 1], NaN where step < injected or
@@ -224,19 +225,19 @@ def dissimilarity(plain: torch.Tensor, other: torch.Tensor) -> np.ndarray:
 def sketch(rows: int, width: int) -> Reduction:
     """Keep about `rows` tokens, evenly spaced, projected at random to `width` channels: (B, N, D) to (B, n, width).
 
-    For `flow` with large models: CKA needs rows many times the columns, not all of them. n is N divided by the whole
-    number N // rows (at least 1), rounded up. ValueError for fewer than 2 rows or 1 channel.
+    For `propagation` with large models: CKA needs rows many times the columns, not all of them. n is N
+    divided by the whole number N // rows (at least 1), rounded up. ValueError for fewer than 2 rows or 1
+    channel.
     """
-    if rows < 2:
-        raise ValueError(f"CKA compares at least 2 tokens, got rows = {rows}")
+    rows = whole(rows, "rows, the tokens that CKA compares,", least=2)
     project = projection(width)
     return lambda states, grid: project(states[:, :: max(1, states.shape[1] // rows)], grid)
 
 
-def flow(
+def propagation(
     pipe: WanImageToVideoPipeline, sample: Sample, noised: Iterable[int], renoised: Iterable[int] = (),
     layers: Sequence[int] | None = None, seed: int = 0, reduce: Reduction = raw, **call: Any,
-) -> Flow:  # fmt: skip
+) -> Propagation:  # fmt: skip
     """Trace `sample` plainly, then with noise (renoise) at each step of `noised` (`renoised`), and compare.
 
     layers: blocks whose output tokens are read, default the middle one. The clean estimate is read too: rows
@@ -258,7 +259,7 @@ def flow(
                 maps[name][step, step:] = dissimilarity(plain[name][step:], tokens)
         return maps
 
-    return Flow(plain_trace, rows(noise_at_step, noised), rows(renoise, renoised), plain)
+    return Propagation(plain_trace, rows(noise_at_step, noised), rows(renoise, renoised), plain)
 
 
 def _read_outs(run: Run, states: Capture) -> dict[str, torch.Tensor]:
@@ -281,7 +282,7 @@ def peaks(ends: np.ndarray) -> np.ndarray:
     return np.nanargmax(others, 1)
 
 
-def unrelated(flows: Sequence[Flow], name: str) -> np.ndarray:
+def unrelated(flows: Sequence[Propagation], name: str) -> np.ndarray:
     """Dissimilarity of plain runs of different puzzles, each and the next, (runs, S): how "destroyed" reads.
 
     ValueError for fewer than two runs.
@@ -289,4 +290,6 @@ def unrelated(flows: Sequence[Flow], name: str) -> np.ndarray:
     if len(flows) < 2:
         raise ValueError(f"unrelated runs need at least 2 puzzles, got {len(flows)}")
     after = [*flows[1:], flows[0]]
-    return np.stack([dissimilarity(one.plain[name], other.plain[name]) for one, other in zip(flows, after)])
+    return np.stack(
+        [dissimilarity(one.plain[name], other.plain[name]) for one, other in zip(flows, after, strict=True)]
+    )

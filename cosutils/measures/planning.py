@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .._check import whole
 from ..hooks._blocks import check_steps
 from ..hooks._call import Hub, Tap, tapped
 from ..hooks.ensemble import go_on, head
-from ..mini.tasks import Sample
 from ..pipelines.check import experts
 from ..pipelines.families import only_wan
 
-__all__ = ["Passes", "average", "choose_early", "closeness", "distances", "leaders", "passes"]
+__all__ = ["Passes", "average", "choose_early", "closeness", "distances", "passes"]
 
 AVERAGED = ("x0", "latents", "rescaled")
 
@@ -61,14 +61,8 @@ def distances(films: np.ndarray) -> np.ndarray:
 def closeness(films: np.ndarray) -> np.ndarray:
     """Minus the mean distance of each of K >= 2 films (K, ...) to the others: (K,), the largest is the medoid's."""
     if len(films) < 2:
-        raise ValueError(f"agreement needs at least 2 films, got {len(films)}")
+        raise ValueError(f"closeness needs at least 2 films, got {len(films)}")
     return -distances(films).sum(1) / (len(films) - 1)
-
-
-def leaders(sample: Sample, films: Sequence[np.ndarray]) -> list[str | None]:
-    """The candidate with most evidence in the last frame of each film, None where there is no evidence for any."""
-    found = [sample.candidates(film) for film in films]
-    return [max(evidence, key=evidence.get) if any(evidence.values()) else None for evidence in found]
 
 
 class _Average(Tap):
@@ -117,7 +111,7 @@ def average(pipe: Any, what: str, steps: Iterable[int] | int) -> Iterator[None]:
 def choose_early(
     pipe: Any,
     stop: int,
-    choose: Callable[[np.ndarray], Sequence[float]] = closeness,
+    choose: Callable[[np.ndarray], Sequence[float] | np.ndarray] = closeness,
     **arguments: Any,
 ) -> tuple[Any, int]:
     """Run K seeds of one prompt and picture for `stop` steps, then go on alone with the seed that `choose` rates best.
@@ -127,8 +121,7 @@ def choose_early(
     those of the pipeline call with K seeds. Costs K stop + (S - stop) passes where S full steps cost S. Returns the
     call's output, one video, and the chosen row. ValueError unless 1 <= stop < S.
     """
-    if isinstance(stop, bool) or not isinstance(stop, int) or stop < 1:
-        raise ValueError(f"stop counts the common steps, 1 or more, got {stop!r}")
+    stop = whole(stop, "stop, the number of common steps,", least=1)
     first = head(pipe, stop - 1, **arguments)
     films = first.decode([stop - 1])[0].numpy()
     row = int(np.argmax(choose(films)))

@@ -1,10 +1,10 @@
 """Linear probes: from which layer on can a label be read from the hidden states? (Sec. 5.1, our measure)
 
-A label belongs to a cell of the puzzle's 10 x 10 board. The token at the cell's place, in a latent frame after the first,
-is asked for it by ridge regression in closed form: one probe for every place of a cell within its token. P puzzles, F
-latent frames, K = h w places of tokens, n cells per token, D channels.
+A label belongs to a cell of the puzzle's 10 x 10 board. The token at the cell's place, in a latent frame
+after the first, is asked for it by ridge regression in closed form: one probe for every place of a cell
+within its token. P puzzles, F latent frames, K = h w places of tokens, n cells per token, D channels.
 
-    fitted, held_out = ([look(pipe, puzzle, probed=[0]) for puzzle in part] for part in (some, others))
+    fitted, held_out = ([activations(pipe, puzzle, probed=[0]) for puzzle in part] for part in (some, others))
     scores = by_layer(fitted, held_out, answered)              # (P, probed steps, L + 1) areas under the ROC curve
     floor = by_layer(fitted, held_out, answered, control=True)
 """
@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 from ..hooks._blocks import Grid
 from ..mini import world
 from ..mini.tasks import Sample
-from .layers import Look
+from .layers import Activations
 
 __all__ = [
     "Labels",
@@ -56,7 +56,7 @@ def answered(sample: Sample) -> Labels:
     it would if free cells were told from walls.
     """
     changes = np.array([option != sample.blank for option in sample.options.values()])
-    return Labels(sample.options[sample.answer] != sample.blank, changes.any(0) & ~changes.all(0))
+    return Labels(sample.options[sample.answer] != sample.blank, np.asarray(changes.any(0) & ~changes.all(0)))
 
 
 def arrange(label: Callable[[Sample], Labels], samples: Sequence[Sample], grid: Grid) -> Labels:
@@ -85,7 +85,7 @@ def shuffled(labels: Labels) -> Labels:
 
 
 def auc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Area under the ROC curve, chance 1/2: how often a true one scores above a false one. NaN where one kind is missing."""
+    """Area under the ROC curve, chance 1/2: how often a true one scores above a false one; NaN where one is missing."""
     truth = np.asarray(truth, bool)
     positive, negative = truth.sum(), (~truth).sum()
     if not positive or not negative:
@@ -108,9 +108,9 @@ def read_out(
 ) -> np.ndarray:
     """Fit probes on some puzzles and read others: area under the ROC curve of each new puzzle, (P',), over its cells.
 
-    states: (P, F, K, D); labels: `arrange`d. Channels are scaled to mean 0 and variance 1 on the fitting puzzles. ridge:
-    the penalty, in units of that variance. Cells whose label never varies on the fitting puzzles do not count. NaN for a
-    puzzle that has one kind of label only.
+    states: (P, F, K, D); labels: `arrange`d. Channels are scaled to mean 0 and variance 1 on the fitting
+    puzzles. ridge: the penalty, in units of that variance. Cells whose label never varies on the fitting
+    puzzles do not count. NaN for a puzzle that has one kind of label only.
     """
     puzzles, frames, places, width = states.shape
     if labels.value.shape[:2] != (puzzles, places) or new_labels.value.shape[:2] != (len(new_states), places):
@@ -128,32 +128,39 @@ def read_out(
             weights, bias = _ridge(chosen, np.repeat(value[puzzle, place, cell].astype(x.dtype), frames), ridge)
             scores[..., cell] = new @ weights + bias
     found = []
-    for puzzle, (truth, valid) in enumerate(zip(new_labels.value, new_labels.counted & varies)):
+    for number, (truth, valid) in enumerate(zip(new_labels.value, new_labels.counted & varies, strict=True)):
         truth = np.broadcast_to(truth, (frames, *truth.shape))[:, valid]
-        found.append(auc(scores[puzzle][:, valid].reshape(-1), truth.reshape(-1)))
+        found.append(auc(scores[number][:, valid].reshape(-1), truth.reshape(-1)))
     return np.array(found)
 
 
+def _states(found: Activations) -> np.ndarray:
+    if found.states is None:
+        raise ValueError("these activations hold no states: name steps to keep them at, activations(..., probed=[0])")
+    return found.states
+
+
 def by_layer(
-    looks: Sequence[Look], new: Sequence[Look], label: Callable[[Sample], Labels], first: bool = False,
+    known: Sequence[Activations], new: Sequence[Activations], label: Callable[[Sample], Labels], first: bool = False,
     control: bool = False, ridge: float = 0.01,
 ) -> np.ndarray:  # fmt: skip
-    """`read_out` at every probed step and layer, (P', probed steps, L + 1): probes of `looks` read the `new` ones.
+    """`read_out` at every probed step and layer, (P', probed steps, L + 1): probes of `known` read the `new` ones.
 
     first: read the tokens of the first latent frame, which is given, instead of those of all later frames. control: the
     probes are fitted to `shuffled` labels.
     """
-    grid = looks[0].states.shape[2:5]
-    labels, new_labels = (arrange(label, [look.sample for look in part], grid) for part in (looks, new))
+    steps, depth, *grid, width = _states(known[0]).shape
+    labels, new_labels = (
+        arrange(label, [one.sample for one in part], (grid[0], grid[1], grid[2])) for part in (known, new)
+    )
     frames = slice(0, 1) if first else slice(1, None)
 
-    def tokens(part: Sequence[Look], step: int, layer: int) -> np.ndarray:
-        return np.stack([look.states[step, layer, frames].reshape(-1, grid[1] * grid[2], width) for look in part])
+    def tokens(part: Sequence[Activations], step: int, layer: int) -> np.ndarray:
+        return np.stack([_states(one)[step, layer, frames].reshape(-1, grid[1] * grid[2], width) for one in part])
 
-    steps, depth, width = *looks[0].states.shape[:2], looks[0].states.shape[-1]
     fitted = shuffled(labels) if control else labels
     scores = [
-        [read_out(tokens(looks, s, k), fitted, tokens(new, s, k), new_labels, ridge) for k in range(depth)]
+        [read_out(tokens(known, s, k), fitted, tokens(new, s, k), new_labels, ridge) for k in range(depth)]
         for s in range(steps)
     ]
     return np.moveaxis(np.array(scores), -1, 0)
@@ -178,9 +185,9 @@ def gap(
 ) -> dict[str, float | int] | None:  # fmt: skip
     """`near_best` layer of the answer minus that of perception, with a 95 % bootstrap interval over held-out puzzles.
 
-    All (P, L + 1), the floors those of the controls; the floor is their mean over the layers, or chance (1/2) where that is
-    more. In the form `results.record_numbers` takes, with a tolerance of at least one layer; None where either cannot be
-    read.
+    All (P, L + 1), the floors those of the controls; the floor is their mean over the layers, or chance (1/2)
+    where that is more. In the form `results.record_numbers` takes, with a tolerance of at least one layer;
+    None where either cannot be read.
     """
     curves = perception, answer, perception_floor, answer_floor
     known = ~np.any([np.isnan(c).any(1) for c in curves], 0)
@@ -189,7 +196,7 @@ def gap(
 
     def gaps(chosen: np.ndarray) -> np.ndarray:
         means = [c[known][chosen].mean(-2) for c in curves]
-        layers = [near_best(c, np.maximum(f.mean(-1), 0.5), level) for c, f in zip(means[:2], means[2:])]
+        layers = [near_best(c, np.maximum(f.mean(-1), 0.5), level) for c, f in zip(means[:2], means[2:], strict=True)]
         return layers[1] - layers[0]
 
     count = int(known.sum())

@@ -1,29 +1,44 @@
 """The paper's claims, each judged by ranges fixed beforehand (`data/claims.yaml`).
 
-numbers = {"maze/alive_first": results.measure(values), ...}
-print(table(judge("01_chain_of_steps", numbers)))
+numbers = {"maze/alive_first": results.mean_of(values), ...}
+print(verdict_text(judge("01_chain_of_steps", numbers)))
 """
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import yaml
+from .._files import read_yaml
 
-__all__ = ["CLAIMS", "Judgement", "judge", "load_claims", "table", "verdict"]
+__all__ = [
+    "CLAIMS",
+    "NOT_MEASURED",
+    "Judgement",
+    "interval",
+    "judge",
+    "load_claims",
+    "read_entries",
+    "verdict",
+    "verdict_text",
+]
 
 CLAIMS = pathlib.Path("../data/claims.yaml")  # as seen from the notebooks
-FIELDS = {"paper", "claim", "evidence", "measures"}
+NOT_MEASURED = "not measured"
+FEW = 60  # of fewer equal values more than 5 % may be others: rule of three, 3 / n at 95 % (Hanley 1983, JAMA 249:1743)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One claim on one task. rows: measure -> (recorded number or None, claimed range)."""
+    """One claim on one task. rows: measure -> (recorded number or None, claimed range).
+
+    A claim of which no task has a measure is one judgement with the verdict "not measured" and the task "".
+    remark: which of its measures were not recorded, and which left it undecided for want of variation, else "".
+    """
 
     key: str
     claim: str
@@ -32,18 +47,51 @@ class Judgement:
     task: str
     verdict: str
     rows: dict[str, tuple[Mapping[str, Any] | None, tuple[float, float]]]
+    remark: str = ""
+
+
+def read_entries(path: pathlib.Path, fields: Iterable[str], what: str) -> dict[str, dict[str, Any]]:
+    """A YAML file of entries, key -> {field: value}; ValueError where one has an unknown field or lacks one."""
+    entries, fields = read_yaml(path), list(fields)
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path}: expected a {what} for each key, got {entries!r}")
+    for key, entry in entries.items():
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: {key}: a {what} has the fields {', '.join(fields)}, got {entry!r}")
+        wrong = [f"unknown field {name!r}" for name in entry if name not in fields]
+        wrong += [f"no field {name!r}" for name in fields if name not in entry]
+        if wrong:
+            raise ValueError(f"{path}: {key}: {wrong[0]}; a {what} has the fields {', '.join(fields)}")
+    return entries
 
 
 def load_claims(path: str | os.PathLike[str] = CLAIMS) -> dict[str, dict[str, Any]]:
-    """The claims by key; ValueError where one lacks a field or a range is not [low, high] with low < high."""
-    claims = yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8"))
+    """The claims by key; ValueError where one has wrong fields or a range is not [low, high] with low < high."""
+    claims = read_entries(pathlib.Path(path), ("paper", "claim", "evidence", "measures"), "claim")
     for key, claim in claims.items():
-        if set(claim) != FIELDS:
-            raise ValueError(f"{key}: a claim has the fields {sorted(FIELDS)}, got {sorted(claim)}")
+        if not isinstance(claim["measures"], dict) or not claim["measures"]:
+            raise ValueError(f"{path}: {key}: measures are name: [low, high], got {claim['measures']!r}")
         for name, span in claim["measures"].items():
-            if len(span) != 2 or not span[0] < span[1]:
-                raise ValueError(f"{key}: the range of {name} is [low, high] with low < high, got {span!r}")
+            ends = [end for end in span if type(end) in (int, float)] if isinstance(span, list) else []
+            if len(ends) != 2 or len(span) != 2 or not ends[0] < ends[1]:
+                raise ValueError(f"{path}: {key}: the range of {name} is [low, high] with low < high, got {span!r}")
     return claims
+
+
+def interval(number: Mapping[str, Any] | None) -> tuple[float, float]:
+    """(low, high) of a recorded number for `verdict`: without limits where the number says too little.
+
+    It does where it is missing, has no interval, or is the mean of fewer than `FEW` values that are all equal: a
+    bootstrap of these has width 0, whatever other values there are. Rates have Wilson intervals, which are never that.
+    """
+    if number is None or number.get("low") is None or _still(number):
+        return -math.inf, math.inf
+    return number["low"], number["high"]
+
+
+def _still(number: Mapping[str, Any]) -> bool:
+    """Is it the mean of few values that are all equal?"""
+    return number.get("low") is not None and number["low"] == number["high"] and (number["n"] or 0) < FEW
 
 
 def verdict(intervals: Sequence[tuple[float, float]], claimed: Sequence[tuple[float, float]]) -> str:
@@ -64,31 +112,40 @@ def judge(
     """Judge every claim of a section on every task that has one of its measures.
 
     section: the notebook's name such as "02_noise"; its claims have keys "noise.*". numbers: "task/measure" ->
-    {value, low, high, n}. A measure that was not recorded leaves its claim "undecided".
+    {value, low, high, n}. A measure that was not recorded leaves its claim "undecided", and is named; see
+    `Judgement` for a claim of which none was. ValueError for a section without claims.
     """
     prefix = section.partition("_")[2] + "."
     chosen = {key: claim for key, claim in load_claims(claims).items() if key.startswith(prefix)}
     if not chosen:
         raise ValueError(f"no claim of {claims} begins with {prefix!r}")
     tasks = list(dict.fromkeys(name.partition("/")[0] for name in numbers))
+    recorded = ", ".join(dict.fromkeys(name.partition("/")[2] for name in numbers))
     found = []
     for key, claim in chosen.items():
-        for task in tasks:
-            rows = {m: (numbers.get(f"{task}/{m}"), tuple(span)) for m, span in claim["measures"].items()}
-            if not any(number for number, _ in rows.values()):
-                continue
-            known = [(number or {"low": -np.inf, "high": np.inf}, span) for number, span in rows.values()]
-            word = verdict([(number["low"], number["high"]) for number, _ in known], [span for _, span in known])
-            found.append(Judgement(key, claim["claim"], claim["paper"], claim["evidence"], task, word, rows))
+        spans = {measure: tuple(span) for measure, span in claim["measures"].items()}
+        of_task = {task: {m: numbers.get(f"{task}/{m}") for m in spans} for task in tasks}
+        measured = {task: own for task, own in of_task.items() if any(own.values())}
+        for task, own in (measured or {"": dict.fromkeys(spans)}).items():
+            intervals = [interval(number) for number in own.values()]
+            word = verdict(intervals, list(spans.values())) if measured else NOT_MEASURED
+            missing = [m for m, number in own.items() if number is None]
+            still = [m for m, number in own.items() if number is not None and _still(number) and word == "undecided"]
+            remarks = [f"no variation in {', '.join(still)}"] if still else []
+            remarks += [f"no number for {', '.join(missing)}; recorded: {recorded or 'none'}"] if missing else []
+            rows = {m: (own[m], span) for m, span in spans.items()}
+            texts = claim["claim"], claim["paper"], claim["evidence"]
+            found.append(Judgement(key, *texts, task, word, rows, "; ".join(remarks)))
     return found
 
 
-def table(judgements: Sequence[Judgement]) -> str:
+def verdict_text(judgements: Sequence[Judgement]) -> str:
     """Claims and verdicts as text without measured digits, for stored outputs."""
     lines, last = [], None
     for j in judgements:
         if j.key != last:
             lines.append(f"{j.claim}  [{j.key}]")
         last = j.key
-        lines.append(f"    {j.task:14s} {j.verdict}")
+        remark = f" ({j.remark})" if j.remark else ""
+        lines.append(f"    {j.task:14s} {j.verdict}{remark}" if j.task else f"    {j.verdict}{remark}")
     return "\n".join(lines)

@@ -6,7 +6,6 @@ figures.show_table(*section_table(findings, "noise"), name=..., alt=...)
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,21 +17,17 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from .._files import read_json
 from ..mini.tasks import NAMES
-from .claims import CLAIMS, judge, load_claims
-from .results import read_numbers, weights_digest
+from .claims import CLAIMS, NOT_MEASURED, judge, load_claims
+from .results import interval_text, read_numbers, weights_digest
 
-__all__ = [
-    "NOT_MEASURED", "SIGNS", "Finding", "counts", "gather", "number_text", "origin", "section_table", "verdict_map",
-]  # fmt: skip
+__all__ = ["SIGNS", "Finding", "counts", "gather", "number_text", "origin", "section_table", "verdict_map"]
 
-NOT_MEASURED = "not measured"
 SIGNS = {"supported": "✓", "undecided": "?", "not supported": "✗"}
-_COLOURS = (
-    "#9ecae1",
-    "#eeeeee",
-    "#fdae6b",
-)  # told apart by the colour-blind, and black text reads on all three
+_COLOURS = ("#9ecae1", "#eeeeee", "#fdae6b")  # told apart by the colour-blind, and black text reads on all three
+
+Rows = dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None, tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Finding:
     task: str
     verdict: str
     run: str
-    rows: dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None, tuple[float, float]]]
+    rows: Rows
 
     @property
     def section(self) -> str:
@@ -58,8 +53,8 @@ class Finding:
 
     @property
     def ours(self) -> bool:
-        """Is it a control or reading of ours, not a claim of the paper?"""
-        return self.paper.startswith("none")
+        """Is it a control, reading or measure of ours, not a claim of the paper? `paper` says so: "none, our ..."."""
+        return ", our " in self.paper
 
 
 def _record(folder: str | os.PathLike[str], section: str) -> pathlib.Path | None:
@@ -86,7 +81,8 @@ def gather(
         for run, folder in (("full", full), ("default", default)):
             if folder is not None and (path := _record(folder, section)) is not None:
                 for one in judge(path.stem, read_numbers(path), claims):
-                    judged.setdefault((one.key, one.task), {})[run] = one
+                    if one.task:
+                        judged.setdefault((one.key, one.task), {})[run] = one
     findings = []
     for key, claim in listed.items():
         texts = claim["claim"], claim["paper"], claim["evidence"]
@@ -95,13 +91,13 @@ def gather(
         for task in tasks:
             runs = judged[key, task]
             run = "full" if "full" in runs else "default"
-            rows = {}
-            for measure, span in claim["measures"].items():
+            rows: Rows = {}
+            for measure, (low, high) in claim["measures"].items():
                 numbers = [runs[r].rows[measure][0] if r in runs else None for r in ("full", "default")]
-                rows[measure] = (*numbers, tuple(span))
+                rows[measure] = (numbers[0], numbers[1], (low, high))
             findings.append(Finding(key, *texts, task, runs[run].verdict, run, rows))
         if not tasks:
-            rows = {measure: (None, None, tuple(span)) for measure, span in claim["measures"].items()}
+            rows = {measure: (None, None, (low, high)) for measure, (low, high) in claim["measures"].items()}
             findings.append(Finding(key, *texts, "", NOT_MEASURED, "", rows))
     return findings
 
@@ -113,11 +109,7 @@ def counts(findings: Sequence[Finding]) -> dict[str, int]:
 
 def number_text(number: Mapping[str, Any] | None) -> str:
     """A recorded number as "0.31 [0.30, 0.32], N = 200"; a dash for None."""
-    if number is None:
-        return "–"
-    value, *ends = (f"{round(number[k], 2) + 0.0:.2f}" for k in ("value", "low", "high") if number[k] is not None)
-    span = f" [{', '.join(ends)}]" if ends else ""
-    return f"{value}{span}, N = {number['n']}"
+    return "–" if number is None else f"{interval_text(number)}, N = {number['n']}"
 
 
 def _range(span: tuple[float, float]) -> str:
@@ -193,7 +185,7 @@ def origin(folders: Mapping[str, str | os.PathLike[str]], model: str) -> list[li
     rows = []
     for run, folder in folders.items():
         for path in sorted(pathlib.Path(folder).glob("[0-9][0-9]_*.json")):
-            facts = dict(json.loads(path.read_text(encoding="utf-8"))["provenance"])
+            facts = dict(read_json(path)["provenance"])
             versions = " ".join(f"{name} {number}" for name, number in facts.pop("versions", {}).items())
             weights = facts.pop("weights", None)
             state = "not recorded" if weights is None else "shipped" if weights == here else "other weights"
@@ -204,7 +196,8 @@ def origin(folders: Mapping[str, str | os.PathLike[str]], model: str) -> list[li
 
 def _short(value: Any) -> str:
     """A list of consecutive whole numbers as its ends, anything else as it is."""
-    if isinstance(value, list) and len(value) > 4 and isinstance(value[0], int):
-        if value == list(range(value[0], value[0] + len(value))):
-            return f"{value[0]}..{value[-1]}"
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    if len(value) > 4 and isinstance(value[0], int) and value == list(range(value[0], value[0] + len(value))):
+        return f"{value[0]}..{value[-1]}"
+    return " ".join(map(str, value))

@@ -50,14 +50,16 @@ def _artists(ax: Axes) -> list[tuple[str, str, np.ndarray]]:
     found = [("line", line.get_label(), np.asarray(line.get_ydata(), float)) for line in ax.lines]
     for item in ax.collections:
         if isinstance(item, FillBetweenPolyCollection):
-            found.append(("band", item.get_label(), np.concatenate([p.vertices[:, 1] for p in item.get_paths()])))
+            found.append(
+                ("band", item.get_label(), np.concatenate([np.asarray(p.vertices)[:, 1] for p in item.get_paths()]))
+            )
         elif isinstance(item, PathCollection):
             found.append(("points", item.get_label(), np.asarray(item.get_offsets(), float)))
     found += [("image", image.get_label(), np.asarray(image.get_array(), float)) for image in ax.images]
     if ax.patches:
         corners = [patch.get_path().get_extents(patch.get_patch_transform()).extents for patch in ax.patches]
         found.append(("patches", "", np.asarray(corners, float)))
-    return [(kind, "" if label.startswith("_") else label, data) for kind, label, data in found]
+    return [(kind, "" if str(label).startswith("_") else str(label), data) for kind, label, data in found]
 
 
 def signature(fig: Figure) -> str:
@@ -307,14 +309,14 @@ def step_frame_grid(
     for word, given in (("sigmas", sigmas), ("steps", steps)):
         if len(given) != len(images):
             raise ValueError(f"{len(given)} {word} for images of {len(images)}")
-    names = [f"{step}   σ {sigma:.2f}" for step, sigma in zip(steps, sigmas)]
+    names = [f"{step}   σ {sigma:.2f}" for step, sigma in zip(steps, sigmas, strict=True)]
     fig = picture_grid(images, names, [str(frame) for frame in frames], "frame", "denoising step", cell)
     (ax,) = fig.axes
     height, middle = np.shape(images)[2], ax.get_yticks()
     gap = max(1, height // 16)
     x = ax.get_xlim()[1] + 2 * gap
     ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
-    for color, (name, (first, last)) in zip(PALETTE, (phases or {}).items()):
+    for color, (name, (first, last)) in zip(PALETTE, (phases or {}).items(), strict=False):
         if not 0 <= first <= last < len(images):
             raise ValueError(f"phase {name!r} spans rows {first}..{last}; there are rows 0..{len(images) - 1}")
         ends = [middle[first] - height / 2 + gap, middle[last] + height / 2 - gap]
@@ -337,16 +339,16 @@ def curve_with_band(
     The colour is the next of the palette and the dash the next pattern, so that curves differ in print too.
     Raises ValueError when the four lengths differ or an interval is upside down.
     """
-    x, mean, low, high = (np.asarray(values, float) for values in (x, mean, low, high))
-    if not x.shape == mean.shape == low.shape == high.shape or x.ndim != 1:
-        shapes = ", ".join(str(values.shape) for values in (x, mean, low, high))
+    places, middle, bottom, top = arrays = [np.asarray(values, float) for values in (x, mean, low, high)]
+    if len({values.shape for values in arrays}) > 1 or places.ndim != 1:
+        shapes = ", ".join(str(values.shape) for values in arrays)
         raise ValueError(f"x, mean, low, high must be 1-D and equally long, not {shapes}")
-    if (low > high).any():
-        raise ValueError(f"curve {label!r}: low > high at x = {x[low > high].tolist()}")
+    if (bottom > top).any():
+        raise ValueError(f"curve {label!r}: low > high at x = {places[bottom > top].tolist()}")
     drawn_before = len(ax.lines)
     color = PALETTE[drawn_before % len(PALETTE)] if color is None else color
-    (line,) = ax.plot(x, mean, color=color, ls=_DASHES[drawn_before % len(_DASHES)], lw=1.8, label=label)
-    band = ax.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
+    (line,) = ax.plot(places, middle, color=color, ls=_DASHES[drawn_before % len(_DASHES)], lw=1.8, label=label)
+    band = ax.fill_between(places, bottom, top, color=color, alpha=0.2, lw=0)
     return line, band
 
 

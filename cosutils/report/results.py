@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
@@ -15,14 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics import bootstrap_interval
+from .._check import is_whole
+from .._files import read_json, sha256, write_json
+from ..metrics import bootstrap_interval, rate_interval
 from ..pipelines.loading import SUMS, data_folder
 
 __all__ = [
     "beside",
     "check_numbers",
     "compare",
-    "measure",
+    "interval_text",
+    "mean_of",
+    "rate_gap",
+    "rate_of",
     "read_numbers",
     "record_numbers",
     "weights_digest",
@@ -39,7 +42,7 @@ def _versions() -> dict[str, str]:
 def weights_digest(model: object) -> str | None:
     """What tells one set of shipped weights from another: digest of the SHA256SUMS of an embedded model, else None."""
     sums = data_folder() / model / SUMS if isinstance(model, str) and model else None
-    return hashlib.sha256(sums.read_bytes()).hexdigest()[:16] if sums is not None and sums.is_file() else None
+    return sha256(sums)[:16] if sums is not None and sums.is_file() else None
 
 
 def _entry(name: str, given: Mapping[str, Any]) -> dict[str, float | int | None]:
@@ -51,7 +54,7 @@ def _entry(name: str, given: Mapping[str, Any]) -> dict[str, float | int | None]
     low, high, n = given.get("low"), given.get("high"), given.get("n")
     if (low is None) != (high is None) or (low is not None and not low <= high):
         raise ValueError(f"{name}: an interval needs low <= high (or neither), not {low!r}, {high!r}")
-    if n is not None and (int(n) != n or n < 1):
+    if n is not None and (not is_whole(n) or n < 1):
         raise ValueError(f"{name}: n counts samples, a whole number >= 1, not {n!r}")
     entry: dict[str, float | int | None] = {
         "value": float(given["value"]),
@@ -66,7 +69,7 @@ def _entry(name: str, given: Mapping[str, Any]) -> dict[str, float | int | None]
     return entry
 
 
-def measure(values: Sequence[float] | np.ndarray, tolerance: float | None = None) -> dict[str, float | int]:
+def mean_of(values: Sequence[float] | np.ndarray, tolerance: float | None = None) -> dict[str, float | int]:
     """Mean of independent values (n,) with its 95 % bootstrap interval, as `record_numbers` takes it.
 
     tolerance: how far (absolute) another machine's value may stray; default the larger of 0.02 and half the interval.
@@ -74,6 +77,44 @@ def measure(values: Sequence[float] | np.ndarray, tolerance: float | None = None
     estimate, low, high = bootstrap_interval(values)
     tolerance = max(0.02, (high - low) / 2) if tolerance is None else tolerance
     return dict(value=estimate, low=low, high=high, n=len(values), tolerance=tolerance)
+
+
+def rate_of(rows: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
+    """Rate of true rows (n,) with its 95 % Wilson interval, as `record_numbers` takes it.
+
+    Unlike a bootstrap it does not claim certainty where all rows agree. tolerance as in `mean_of`. ValueError for a row
+    that is neither true nor false (0 or 1).
+    """
+    rows = np.asarray(rows)
+    if not np.isin(rows, (0, 1)).all():
+        raise ValueError(f"a rate counts what is true or false, got {rows[~np.isin(rows, (0, 1))][0]!r}")
+    value, low, high = rate_interval(rows.sum(), len(rows))
+    return dict(value=value, low=low, high=high, n=len(rows), tolerance=max(0.02, (high - low) / 2))
+
+
+def rate_gap(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
+    """Difference of two rates over the same runs, both (n,) bool, in the form of `rate_of`.
+
+    Interval from the two Wilson intervals (Newcombe 1998, Stat. Med. 17:873, without the term for their
+    correlation): two events that were never seen do not make a difference of certainly zero.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"both rates are of the same runs, got {len(first)} and {len(second)}")
+    a, b = rate_of(first), rate_of(second)
+    value = a["value"] - b["value"]
+    low = value - np.hypot(a["value"] - a["low"], b["high"] - b["value"])
+    high = value + np.hypot(a["high"] - a["value"], b["value"] - b["low"])
+    return dict(value=value, low=float(low), high=float(high), n=a["n"], tolerance=max(0.02, float(high - low) / 2))
+
+
+def interval_text(number: Mapping[str, Any], digits: int = 2) -> str:
+    """A number with its interval, "0.31 [0.30, 0.32]", or alone where it has none; digits: after the point.
+
+    number: {value[, low, high]}, as `record_numbers` takes it.
+    """
+    ends = [number[end] for end in ("low", "high") if number.get(end) is not None]
+    value, *ends = (f"{one:z.{digits}f}" for one in (number["value"], *ends))
+    return f"{value} [{', '.join(ends)}]" if ends else value
 
 
 def record_numbers(
@@ -102,25 +143,17 @@ def record_numbers(
         "numbers": {name: _entry(name, numbers[name]) for name in numbers},
         "provenance": {**facts, "versions": _versions()},
     }
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    folder = pathlib.Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{section}.json"
-    temporary = folder / f".{section}.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    target = pathlib.Path(path).expanduser() / f"{section}.json"
+    write_json(target, record)
     return target
 
 
 def read_numbers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """The numbers of a record, name -> {value, low, high, n[, tolerance]}; ValueError where it is not one."""
+    record = read_json(pathlib.Path(path))
     try:
-        numbers = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))["numbers"]
-        return {name: _entry(name, numbers[name]) for name in numbers}
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        return {name: _entry(name, given) for name, given in record["numbers"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a record written by record_numbers") from error
 
 
@@ -157,7 +190,7 @@ def compare(path: str | os.PathLike[str], stored: str | os.PathLike[str]) -> str
         return "no numbers are stored for this page"
 
     def facts(record: str | os.PathLike[str]) -> dict[str, Any]:
-        given = json.loads(pathlib.Path(record).read_text(encoding="utf-8"))["provenance"]
+        given = read_json(pathlib.Path(record))["provenance"]
         return {name: value for name, value in given.items() if name not in ("versions", "weights")}
 
     if facts(path) != facts(stored):
@@ -170,10 +203,7 @@ def beside(numbers: Mapping[str, Mapping[str, Any]], stored: str | os.PathLike[s
     full = read_numbers(stored) if stored is not None and pathlib.Path(stored).is_file() else {}
 
     def text(number: Mapping[str, Any] | None) -> str:
-        if number is None:
-            return ""
-        span = "" if number["low"] is None else f" [{number['low']:z.2f}, {number['high']:z.2f}]"
-        return f"{number['value']:z.2f}{span} N = {number['n']}"
+        return "" if number is None else f"{interval_text(number)} N = {number['n']}"
 
     width = max(map(len, numbers))
     head = [f"{'':{width}s}  {'here':32s} full run"] if full else []

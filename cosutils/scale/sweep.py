@@ -43,7 +43,7 @@ import yaml
 
 from .._files import write_json
 from ..report.progress import progress
-from ..report.results import measure, record_numbers
+from ..report.results import interval_text, mean_of, record_numbers
 from . import cluster
 from .conditions import effort
 from .spec import FIELDS, complete, key, run_one
@@ -162,7 +162,7 @@ def summary(specs: Iterable[Mapping[str, Any]], out: str | Path) -> str:
         for name, cases in measures.items():
             means = [float(np.mean(values)) for values in cases.values()]
             alone = {"value": means[0], "low": None, "high": None, "n": 1}
-            numbers[f"{label}/{name}"] = measure(means) if len(means) > 1 else alone
+            numbers[f"{label}/{name}"] = mean_of(means) if len(means) > 1 else alone
     if not numbers:
         raise ValueError(f"no run of this sweep is finished in {out}")
     record_numbers(out, "summary", numbers, {"runs": len(specs), "finished": finished})
@@ -268,9 +268,7 @@ def _values(name: str, value: Any) -> list[Any]:
 
 
 def _cell(number: Mapping[str, Any] | None) -> str:
-    if number is None or number["low"] is None:
-        return "" if number is None else f"{number['value']:.3f}"
-    return f"{number['value']:.3f} [{number['low']:.3f}, {number['high']:.3f}]"
+    return "" if number is None else interval_text(number, 3)
 
 
 if __name__ == "__main__":

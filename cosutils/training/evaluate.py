@@ -23,7 +23,7 @@ from ..mini import tasks, text
 from ..mini.controls import CONTROLS, control
 from ..mini.model import condition, generate
 from ..pipelines import loading
-from ..report.results import record_numbers
+from ..report.results import interval_text, record_numbers
 
 __all__ = ["REPORT", "TRAIN", "VALIDATION", "measure", "scores", "side_by_side", "table"]
 
@@ -77,7 +77,7 @@ def table(numbers: dict[str, dict], steps: tuple[int, ...]) -> str:
     full = max(steps)
 
     def cell(key: str) -> str:
-        return "{value:.2f} [{low:.2f}, {high:.2f}]".format(**numbers[key])
+        return interval_text(numbers[key])
 
     lines = [["task", "truth", *CONTROLS, f"score, {full} steps", *(f"solved, {_steps(k)}" for k in steps)]]
     for task in tasks.NAMES:
@@ -93,7 +93,7 @@ def side_by_side(models: dict[str, tuple[dict[str, dict], tuple[int, ...]]]) -> 
     lines = [["task", *(f"{label}, {_steps(k)}" for label, _, k in columns)]]
     for task in tasks.NAMES:
         cells = (numbers[f"{task}/{k} steps/solved"] for _, numbers, k in columns)
-        lines.append([task, *("{value:.2f} [{low:.2f}, {high:.2f}]".format(**cell) for cell in cells)])
+        lines.append([task, *map(interval_text, cells)])
     return _markdown(lines)
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..report.results import measure
+from ..report.results import interval_text, mean_of
 from .puzzles import FILES, Puzzle, answer_path, check_answers, save_answer
 
 __all__ = ["CHECKOUT", "PYTHON", "Kit", "Report", "find_kit", "score"]
@@ -67,7 +67,7 @@ class Report:
             splits = sorted({name.split("/")[0] for name in values})
             for split in ["", *splits] if len(splits) > 1 else [""]:
                 chosen = [value for name, value in values.items() if name.startswith(split)]
-                entry = measure(chosen) if len(chosen) > 1 else {"value": chosen[0], "n": 1}
+                entry = mean_of(chosen) if len(chosen) > 1 else {"value": chosen[0], "n": 1}
                 found[f"{prefix}/task_specific {role} {split}".rstrip()] = entry
         return found
 
@@ -76,8 +76,7 @@ class Report:
         lines = [f"task_specific, mean [95 % interval]; OpenCV {self.kit.opencv}, kit {self.kit.digest}"]
         for name, entry in self.numbers("").items():
             name = name.removeprefix("/task_specific ")
-            interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if "low" in entry else ""
-            lines.append(f"{name:<40} {entry['value']:.3f}  {interval:<14}  {entry['n']} puzzles")
+            lines.append(f"{name:<40} {interval_text(entry, 3):<20}  {entry['n']} puzzles")
         return "\n".join(lines)
 
 
