@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
 
@@ -52,7 +54,7 @@ def generate(transformer, noise: torch.Tensor, given: torch.Tensor, embeds: torc
     """
     sigmas = flow_sigmas(steps, SHIFT).tolist()
     x = noise
-    for s, s_next in zip(sigmas[:-1], sigmas[1:]):
+    for s, s_next in itertools.pairwise(sigmas):
         entry, t = torch.cat([x, given], 1), x.new_full((len(x),), s * 1000)
         v = transformer(entry, t, embeds, return_dict=False)[0]
         if guidance > 1:

@@ -58,7 +58,7 @@ def codec_error(codec: PatchCodec, films: int = 20) -> dict[str, float]:
         latents = codec.encode(video.permute(0, 4, 1, 2, 3) * 2 - 1).latent_dist.mode()
         back = ((codec.decode(latents).sample + 1) / 2).permute(0, 2, 3, 4, 1)
     error = (back - video).abs()
-    misread = float((world.read(back.numpy()) != ids).mean())
+    misread = float((world.read(back.clamp(0, 1).numpy()) != ids).mean())
     return dict(films=len(ids), rms=float(error.square().mean().sqrt()), largest=float(error.max()), misread=misread)
 
 

@@ -1,20 +1,18 @@
-"""Ball bounce (Fig. 4c): the ball flies diagonally, bounces off the edges at constant speed and stops at the first red target it meets.
+"""Ball bounce (Fig. 4c): the ball flies diagonally, bounces off the edges at constant speed and stops at the first red
+target it meets.
 
 The yellow cell behind the ball tells where it comes from. Difficulty: the least number of moves. Options: every
 target. Twin: the ball starts in another direction (the yellow cell moves)."""
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE, paced
-from .base import sample as _sample
 
-__all__ = ["sample"]
+STREAM = 9
+WORDS = "bounces until it meets a target"
 DIFFICULTIES, DIFFICULTY = (3, 5, 7, 9), 5
-sample = partial(_sample, "bounce")
 TARGETS, LONGEST = 4, 14
 
 
@@ -41,9 +39,9 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
         targets = set(ends + cells)
         hits = [next(k for k, cell in enumerate(path) if cell in targets) for path in paths]
         tails = {(start[0] - a, start[1] - b) for a, b in (first, second)}
-        if len(targets) == TARGETS and min(hits) >= difficulty and paths[0][hits[0]] != paths[1][hits[1]]:
-            if not targets & (tails | {start}):
-                break
+        apart = paths[0][hits[0]] != paths[1][hits[1]] and not targets & (tails | {start})
+        if len(targets) == TARGETS and min(hits) >= difficulty and apart:
+            break
     heading, path = ((first, paths[0]), (second, paths[1]))[int(twin)]
     path = path[: hits[int(twin)] + 1]
     scene = np.full((CELLS, CELLS), TILE["floor"], np.uint8)

@@ -5,16 +5,13 @@ they differ, so that the opponent's cell is a strong distractor. Twin: the other
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE
-from .base import sample as _sample
 
-__all__ = ["sample"]
+STREAM = 2
+WORDS = "purple yellow move and win"
 DIFFICULTIES, DIFFICULTY = (2, 3), 2
-sample = partial(_sample, "tictactoe")
 LINES = [*np.arange(9).reshape(3, 3), *np.arange(9).reshape(3, 3).T, np.array([0, 4, 8]), np.array([2, 4, 6])]
 PLAYERS = ("purple", "yellow")
 

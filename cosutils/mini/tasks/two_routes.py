@@ -4,17 +4,14 @@ Difficulty: how many cells one route is longer than the other (0: both are right
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE
-from .base import sample as _sample
 from .maze import film
 
-__all__ = ["sample"]
+STREAM = 1
+WORDS = "short long route"
 DIFFICULTIES, DIFFICULTY = (0, 2, 4, 6), 2
-sample = partial(_sample, "two_routes")
 
 
 def _route(left: int, right: int, a: int, b: int, turn: int) -> list[tuple[int, int]]:
