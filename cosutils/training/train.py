@@ -18,6 +18,7 @@ import math
 import os
 import pickle
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -202,8 +203,9 @@ class Pace(NamedTuple):
 
     @contextmanager
     def __call__(self, device: torch.device) -> Iterator[None]:
-        reduced = self.precision != "float32"
-        with sdpa_kernel(self.backends), torch.autocast(device.type, PRECISIONS[self.precision], enabled=reduced):
+        dtype, reduced = PRECISIONS[self.precision], self.precision != "float32"
+        with warnings.catch_warnings(), sdpa_kernel(self.backends), torch.autocast(device.type, dtype, enabled=reduced):
+            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # norms stay in float32
             yield
 
 
