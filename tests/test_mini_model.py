@@ -79,6 +79,11 @@ def test_batched_sampling_equals_the_stock_pipeline(pipe, guidance):
     assert torch.allclose(ours, theirs.frames, atol=1e-4)
 
 
+def test_guidance_needs_the_empty_prompt(pipe):
+    with pytest.raises(ValueError, match="guidance 3.0 needs `blank`"):
+        generate(pipe.transformer, torch.zeros(1), torch.zeros(1), torch.zeros(1), 4, guidance=3.0)
+
+
 def test_the_student_learns_the_velocity_that_takes_the_teacher_across_a_step(pipe):
     latents = pipe.vae.encode_ids(torch.from_numpy(tasks.sample("shelf", 2).ids)[None])
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))

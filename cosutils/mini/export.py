@@ -38,7 +38,7 @@ def export(
         counts[sample.task] = number + 1
         name = f"cos_mini_{sample.task}_data-generator"
         final = Path(folder).expanduser() / split / name / f"{number:05d}"
-        film = np.uint8(np.rint(enlarged(draw(sample.ids), pixels, sample.frames) * 255))
+        film = np.rint(enlarged(draw(sample.ids), pixels, sample.frames) * 255).astype(np.uint8)
         with new_folder(final) as part:
             iio.imwrite(part / "first_frame.png", film[0])
             iio.imwrite(part / "final_frame.png", film[-1])

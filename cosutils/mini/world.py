@@ -51,8 +51,8 @@ SHAPES = {
 }
 
 
-def _tile(ground: str, shape: str | None = None, colour: str | None = None) -> np.ndarray:
-    tile = np.tile(np.float32(COLOURS[ground]), (CELL, CELL, 1))
+def _tile(ground: str, shape: str = "", colour: str = "") -> np.ndarray:
+    tile = np.tile(np.array(COLOURS[ground], np.float32), (CELL, CELL, 1))
     if shape:
         tile[SHAPES[shape]] = COLOURS[colour]
     return tile

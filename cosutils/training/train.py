@@ -241,10 +241,10 @@ def fastest(model, batch: int, device: torch.device, precision: str) -> Pace:
     first, *others = list(PRECISIONS) if precision == "auto" else [precision]
     for kernel in range(len(kernels)):
         measure(first, kernel)
-    best = max(speeds, key=speeds.get)
+    best = max(speeds, key=speeds.__getitem__)
     for other in others:
         measure(other, best[1])
-    best = max(speeds, key=speeds.get)
+    best = max(speeds, key=speeds.__getitem__)
     if dist.get_rank() == 0:
         found = [f"{p} with {kernels[k][0].name.lower()} {speed:.1f}" for (p, k), speed in speeds.items()]
         print(
@@ -258,7 +258,7 @@ def validate(pipe, plan: Plan, steps: int, rank: int, ranks: int) -> dict[str, l
     within = "validation" if plan.split == "content" else None
     puzzles = [p for name in plan.weights for p in split.draw(name, split.VALIDATION, VALIDATED, within)]
     mine = puzzles[rank::ranks]
-    gathered = [None] * ranks
+    gathered: list[Any] = [None] * ranks
     found = scores(pipe, mine, steps)
     dist.all_gather_object(gathered, [(p.task, s.total, s.solved) for p, s in zip(mine, found, strict=True)])
     rows = [row for part in gathered for row in part]
@@ -381,7 +381,7 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
     wrapped = DistributedDataParallel(model) if ranks > 1 else model
     codec_on_device = copy.deepcopy(codec).to(device)  # that of `pipe` stays where films are scored
     data = Puzzles(plan.weights, plan.batch, rank, ranks, seen, by_content)
-    workers = 0 if device.type == "cpu" else min(14, os.cpu_count() - 1)
+    workers = 0 if device.type == "cpu" else min(14, (os.cpu_count() or 1) - 1)
     loader = iter(DataLoader(data, batch_size=None, num_workers=workers))
     embeds: dict[str, torch.Tensor] = {}
     generator = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + seen + rank)

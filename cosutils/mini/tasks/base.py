@@ -165,7 +165,7 @@ def modules() -> dict[str, ModuleType]:
             raise ImportError(f"the task {name} ({module.__file__}) does not define {', '.join(missing)}")
         if (other := owners.setdefault(module.STREAM, name)) != name:
             raise ImportError(f"the tasks {other} and {name} have the same STREAM {module.STREAM}")
-        module.sample = partial(sample, name)
+        vars(module)["sample"] = partial(sample, name)
     return {owners[stream]: found[owners[stream]] for stream in sorted(owners)}
 
 

@@ -31,7 +31,8 @@ def flight(start: tuple[int, int], heading: tuple[int, int], moves: int) -> list
 def build(rng: np.random.Generator, difficulty: int, twin: bool):
     headings = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
     while True:
-        start = tuple(int(i) for i in rng.integers(1, CELLS - 1, size=2))
+        r, c = rng.integers(1, CELLS - 1, size=2)
+        start = int(r), int(c)
         first, second = (headings[i] for i in rng.permutation(4)[:2])
         paths = [flight(start, heading, LONGEST) for heading in (first, second)]
         ends = [path[int(rng.integers(difficulty, LONGEST + 1))] for path in paths]
@@ -55,7 +56,6 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
             frame[tail] = TILE["yellow"]
         frame[path[k]] = TILE["ball_on_red"] if path[k] in targets else TILE["ball"]
         frames.append(frame)
-    frames = np.stack(frames)
 
     blank = scene.copy()
     if path[-1] != tail:
@@ -68,4 +68,4 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
 
     name = "target {0[0]},{0[1]}".format
     options = {name(t): stop(t) for t in sorted(targets)}
-    return "the ball bounces until it meets a target", {name(path[-1]): frames}, options, blank
+    return "the ball bounces until it meets a target", {name(path[-1]): np.stack(frames)}, options, blank

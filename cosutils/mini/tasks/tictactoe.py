@@ -19,7 +19,7 @@ PLAYERS = ("purple", "yellow")
 def wins(board: np.ndarray, player: int) -> list[int]:
     """Empty cells (0..8) that complete a line of `player`; board (9,) holds -1 empty, 0 or 1."""
     near = [line for line in LINES if (board[line] == player).sum() == 2]
-    return [cell for cell in np.flatnonzero(board < 0) if any(cell in line for line in near)]
+    return [int(cell) for cell in np.flatnonzero(board < 0) if any(cell in line for line in near)]
 
 
 def _paint(frame: np.ndarray, cell: int, tile: int, count: int = 4) -> None:
@@ -43,7 +43,7 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
     window = (slice(r, r + 8), slice(c, c + 8))
     scene[window][[2, 5]] = scene[window][:, [2, 5]] = TILE["wall"]
     for cell in np.flatnonzero(board >= 0):
-        _paint(scene[window], cell, TILE[PLAYERS[board[cell]]])
+        _paint(scene[window], int(cell), TILE[PLAYERS[board[cell]]])
 
     def film(cell):
         frames = np.repeat(scene[None], 17, 0)

@@ -25,9 +25,9 @@ def _route(left: int, right: int, a: int, b: int, turn: int) -> list[tuple[int, 
 
 def build(rng: np.random.Generator, difficulty: int, twin: bool):
     while True:
-        left, right = rng.integers(0, 3), rng.integers(6, CELLS)
-        up, down = rng.integers(0, 3), rng.integers(7, CELLS)
-        a, b = rng.integers(up + 1, down, size=2)
+        left, right = int(rng.integers(0, 3)), int(rng.integers(6, CELLS))
+        up, down = int(rng.integers(0, 3)), int(rng.integers(7, CELLS))
+        a, b = map(int, rng.integers(up + 1, down, size=2))
         routes = {"upper": _route(left, right, a, b, up), "lower": _route(left, right, a, b, down)}
         gap = abs(len(routes["upper"]) - len(routes["lower"]))
         if (gap == 0) if difficulty == 0 else (gap >= difficulty):
