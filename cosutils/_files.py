@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-__all__ = ["new_folder", "read_json", "read_yaml", "restore_folder", "sha256", "write", "write_json", "write_text"]
+__all__ = [
+    "new_folder", "read_json", "read_yaml", "restore_folder", "sha256", "writable_folder", "write", "write_json",
+    "write_text",
+]  # fmt: skip
 
 
 def sha256(path: Path) -> str:
@@ -96,6 +100,17 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: line {error.lineno}: {error.msg}") from error
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+
+
+def writable_folder(folder: Path | str) -> Path:
+    """The folder, made where it is missing, with `~` expanded; OSError that names it where nothing can be written."""
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise OSError(f"cannot write into the folder {path}: {error.strerror or error}") from error
+    return path
 
 
 def _aside(folder: Path) -> Path:

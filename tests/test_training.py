@@ -240,6 +240,18 @@ def test_arguments_that_cannot_be_are_refused(tmp_path, changes, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write into the folder .*file"):
+        train.train(dataclasses.replace(run, out=tmp_path / "file"))
+    with pytest.raises(OSError, match="cannot write into the folder .*file"):
+        release.release(run.out, tmp_path / "file" / "model")
+    monkeypatch.setattr(sys, "argv", ["evaluate", "cos-mini", "--out", str(tmp_path / "file")])
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main()
+    assert "cannot write into the folder" in capsys.readouterr().err
+
+
 def test_paths_may_begin_at_home(tmp_path, parent, monkeypatch):
     monkeypatch.setenv("HOME", str(parent.parent))
     plan = Plan("~/runs", {"maze": 1.0}, init=f"~/{parent.name}")
@@ -325,6 +337,31 @@ def test_a_shallower_model_inherits_blocks_at_even_distances():
     assert torch.equal(child.patch_embedding.weight, parent.patch_embedding.weight)
     with pytest.raises(ValueError, match="4 blocks cannot begin with the 2 blocks"):
         train.inherit(parent, child)
+    with pytest.raises(ValueError, match=r"this model's .* has shape \(.*64.*\), its parent's \(.*32.*\)"):
+        train.inherit(build_transformer(layers=2, width=64), child)
+
+
+def test_a_teacher_of_another_codec_is_refused(run, tmp_path):
+    codec = PatchCodec(8)
+    build_pipeline(codec, build_transformer(8, layers=1, width=32)).save_pretrained(tmp_path / "teacher")
+    plan = dataclasses.replace(run, out=tmp_path / "run", teacher=tmp_path / "teacher")
+    with pytest.raises(ValueError, match="the teacher takes 20 channels, its student 36: give it as init too"):
+        train.train(plan)
+
+
+def test_a_student_learns_from_its_teacher(run, parent, tmp_path):
+    train.train(dataclasses.replace(run, out=tmp_path / "run", teacher=parent, samples=32, every=32))
+    (row,) = train.read_log(tmp_path / "run" / "log.jsonl")
+    assert row["seen"] == 32 and "four_steps" in row and "ten_steps" not in row
+
+
+def test_training_begins_from_nothing(run, tmp_path, monkeypatch):
+    """Without another model to begin with the codec is fitted, to training puzzles of the same split."""
+    fitted = []
+    monkeypatch.setattr(train, "fit_codec", lambda **how: fitted.append(how) or PatchCodec(8))
+    train.train(dataclasses.replace(run, out=tmp_path / "run", init=None, samples=16, every=16, split="content"))
+    assert fitted == [{"by_content": True}]
+    assert PatchCodec.from_pretrained(tmp_path / "run" / "model" / "vae").config.z_dim == 8
 
 
 @pytest.mark.parametrize("within", ["seed", "content"])

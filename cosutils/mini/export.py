@@ -8,7 +8,7 @@ import imageio.v3 as iio
 import numpy as np
 
 from .._check import whole
-from .._files import new_folder
+from .._files import new_folder, writable_folder
 from ..films import write_film
 from .tasks import Sample
 from .world import FRAMES, check_size, draw, enlarged
@@ -31,13 +31,14 @@ def export(
         raise ValueError("there are no puzzles to export")
     check_size(pixels, FRAMES)
     whole(fps, "fps", least=1)
+    home = writable_folder(folder)
     counts: dict[str, int] = {}
     written = []
     for sample in samples:
         number = counts.get(sample.task, 0)
         counts[sample.task] = number + 1
         name = f"cos_mini_{sample.task}_data-generator"
-        final = Path(folder).expanduser() / split / name / f"{number:05d}"
+        final = home / split / name / f"{number:05d}"
         film = np.rint(enlarged(draw(sample.ids), pixels, sample.frames) * 255).astype(np.uint8)
         with new_folder(final) as part:
             iio.imwrite(part / "first_frame.png", film[0])

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from .._check import whole, wholes
+from .._files import writable_folder
 from ..metrics import bootstrap_interval, rate_interval
 from ..mini import split, tasks, text
 from ..mini.codec import PatchCodec
@@ -140,6 +141,7 @@ def main() -> None:
         whole(args.workers, "--workers", least=1)
         steps = wholes(args.steps, "number of steps")
         whole(steps[0], "the number of steps", least=1)
+        out = writable_folder(args.out)
         if not isinstance(loading.load(args.model).vae, PatchCodec):
             raise ValueError(f"{args.model} is no embedded model")
     except (TypeError, ValueError, OSError) as error:
@@ -152,7 +154,7 @@ def main() -> None:
     end = seeds.start + args.puzzles - 1 if within is None else f"the first {args.puzzles} of the report part"
     provenance = dict(model=args.model, seeds=[seeds.start, end], steps=list(steps),
                       command=f"{command} {' '.join(map(str, steps))}{options}")  # fmt: skip
-    record_numbers(args.out.expanduser(), f"{Path(args.model).name}-scores", numbers, provenance)
+    record_numbers(out, f"{Path(args.model).name}-scores", numbers, provenance)
     print(table(numbers, steps))
 
 

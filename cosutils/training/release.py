@@ -18,7 +18,7 @@ import seaborn as sns
 import torch
 from diffusers import WanImageToVideoPipeline
 
-from .._files import new_folder, sha256
+from .._files import new_folder, sha256, writable_folder
 from ..mini import split, tasks, world
 from ..mini.codec import PatchCodec
 from ..pipelines.loading import SUMS
@@ -113,6 +113,7 @@ def release(run: Path, folder: Path) -> None:
     pipe.transformer.half()
     if not all(weight.isfinite().all() for weight in pipe.transformer.parameters()):
         raise ValueError(f"the weights in {run} are not finite in float16, nothing was released")
+    writable_folder(folder.parent)
     with new_folder(folder) as part:
         pipe.save_pretrained(part)
         for path in part.rglob("*.json"):  # no trace of the folder that the run was in

@@ -35,7 +35,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset
 
 from .._check import whole
-from .._files import new_folder, restore_folder, sha256, write, write_text
+from .._files import new_folder, restore_folder, sha256, writable_folder, write, write_text
 from ..mini import split, tasks, text
 from ..mini.codec import PatchCodec
 from ..mini.model import build_pipeline, build_transformer, condition, teach
@@ -183,6 +183,10 @@ def inherit(model, parent) -> None:
             weights[name] = value
         elif block in taken:
             weights[taken[block] + name.removeprefix(block)] = value
+    for name, value in model.state_dict().items():
+        if (given := weights.get(name)) is None or given.shape != value.shape:
+            shape = "none" if given is None else tuple(given.shape)
+            raise ValueError(f"this model's {name} has shape {tuple(value.shape)}, its parent's {shape}")
     model.load_state_dict(weights)
 
 
@@ -350,7 +354,7 @@ def train(plan: Plan) -> None:
     nothing saved, at the first step whose loss or gradient is not finite.
     """
     state, rows = resumed(plan)
-    plan.out.mkdir(parents=True, exist_ok=True)
+    writable_folder(plan.out)
     with processes() as (rank, ranks):
         _train(plan, state, rows, rank, ranks)
 
@@ -368,6 +372,9 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
     if plan.teacher is not None:
         tutor = WanTransformer3DModel.from_pretrained(plan.teacher / "transformer", torch_dtype=torch.float32)
         tutor = tutor.to(device).eval()
+        if tutor.config.in_channels != model.config.in_channels:
+            theirs, mine = tutor.config.in_channels, model.config.in_channels
+            raise ValueError(f"the teacher takes {theirs} channels, its student {mine}: give it as init too")
     mean = AveragedModel(model, multi_avg_fn=average(0.9995))
     pipe = build_pipeline(codec, mean.module)
     opts, seen = optimizers(model), 0
@@ -478,14 +485,9 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=Plan.every, help="films between two checkpoints")
     args = vars(parser.parse_args())
     try:
-        plan = Plan(weights=_weights(args.pop("tasks")), **args)
-        resumed(plan)  # refuses here what a traceback would end in below
-    except (TypeError, ValueError, OSError) as error:
-        parser.error(str(error))
-    try:
-        train(plan)
-    except FloatingPointError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+        train(Plan(weights=_weights(args.pop("tasks")), **args))
+    except (ValueError, OSError, FloatingPointError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 if __name__ == "__main__":
