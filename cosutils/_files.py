@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors import SafetensorError
 
-__all__ = ["read_json", "read_yaml", "sha256", "write", "write_all", "write_json", "write_text"]
+__all__ = [
+    "new_folder", "read_json", "read_yaml", "restore_folder", "sha256", "writable_folder", "write", "write_all",
+    "write_json", "write_text",
+]  # fmt: skip
 
 
 def sha256(path: Path) -> str:
@@ -106,3 +112,47 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: line {error.lineno}: {error.msg}") from error
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+
+
+def writable_folder(folder: Path | str) -> Path:
+    """The folder, made where it is missing, with `~` expanded; OSError that names it where nothing can be written."""
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise OSError(f"cannot write into the folder {path}: {error.strerror or error}") from error
+    return path
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.before")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of `folder` when the block ends well, and is removed when it does not.
+
+    Between two renamings there is a moment without `folder`: after a crash in it, `restore_folder` brings back what
+    was there.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    restore_folder(folder)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if folder.exists():
+            os.replace(folder, _aside(folder))
+        os.replace(part, folder)
+    finally:
+        restore_folder(folder)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Undo a `new_folder` that was cut off, or take away what it left beside the new one."""
+    if _aside(folder).exists() and not folder.exists():
+        with suppress(FileNotFoundError):  # another process of the same run did it
+            os.replace(_aside(folder), folder)
+    shutil.rmtree(_aside(folder), ignore_errors=True)

@@ -1,11 +1,13 @@
 """The ten tasks: exact ground truth, a score that separates the controls, evidence that recovers a mixture."""
 
+import dataclasses
+import sys
+
 import numpy as np
 import pytest
 
 from cosutils.mini import tasks, world
 from cosutils.mini.controls import CONTROLS, control
-from cosutils.training.evaluate import REPORT, TRAIN, VALIDATION
 
 SEEDS = range(20)
 every_task = pytest.mark.parametrize("name", tasks.NAMES)
@@ -74,8 +76,151 @@ def test_every_difficulty_builds(name):
         assert puzzle.score(puzzle.video).solved
 
 
-def test_seed_ranges_are_disjoint():
-    assert REPORT.stop <= VALIDATION.start and VALIDATION.stop <= TRAIN.start
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A further folder of tasks; afterwards everything is as before."""
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    tasks.base.modules.cache_clear()
+    yield tmp_path
+    sys.modules.pop("cosutils.mini.tasks.corner", None)
+    tasks.base.modules.cache_clear()
+
+
+CORNER = """
+import numpy as np
+STREAM, WORDS, DIFFICULTIES, DIFFICULTY = 10, "paint corner", (1,), 1
+def build(rng, difficulty, twin):
+    corners = rng.permutation(4)
+    options = {str(k): np.zeros((10, 10), np.uint8) for k in range(4)}
+    for k in range(4):
+        options[str(k)][9 * (k // 2), 9 * (k % 2)] = 3
+    answer = str(corners[int(twin)])
+    film = np.repeat(options[answer][None], 17, 0)
+    return "paint the corner", {answer: film}, options, np.zeros((10, 10), np.uint8)
+"""
+
+
+def test_a_task_is_one_file_that_is_found_by_itself(folder):
+    before = [tasks.sample(name, 3) for name in tasks.NAMES]
+    (folder / "corner.py").write_text(CORNER)
+    tasks.base.modules.cache_clear()
+    assert list(tasks.base.modules()) == [*tasks.NAMES, "corner"]
+    puzzle = tasks.get("corner").sample(5, pixels=160)
+    assert puzzle.score(puzzle.video).solved and puzzle.twin().answer != puzzle.answer
+    assert all(np.array_equal(tasks.sample(p.task, 3).ids, p.ids) for p in before)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (CORNER.replace("STREAM, WORDS", "STREAM, SPOKEN"), "the task corner .* does not define WORDS"),
+        (CORNER.replace("= 10,", "= 3,"), "the tasks (corner|shelf) and (corner|shelf) have the same STREAM 3"),
+    ],
+)
+def test_a_file_that_is_no_whole_task_is_named(folder, text, message):
+    (folder / "corner.py").write_text(text)
+    with pytest.raises(ImportError, match=message):
+        tasks.base.modules()
+
+
+# ---------------------------------------------------------------- the score, exactly
+@every_task
+def test_one_wrong_cell_is_not_solved(name):
+    """Whatever cell of the last frame is exchanged: the answer loses exactly this cell, one of thirteen or of two."""
+    for seed in range(3):
+        puzzle = tasks.sample(name, seed, tasks.get(name).DIFFICULTIES[-1])
+        for r, c in np.random.default_rng(seed).integers(world.CELLS, size=(8, 2)):
+            ids = puzzle.ids.copy()
+            ids[-1, r, c] = (ids[-1, r, c] + 1) % len(world.TILES)
+            changed = (ids[-1] != ids[0]) | (puzzle.ids[-1] != ids[0])
+            score = puzzle.score(world.draw(ids))
+            assert not score.solved and score.parts["motion"] == 1
+            assert score.parts["answer"] == score.total == pytest.approx(1 - 1 / changed.sum())
+
+
+def test_the_nearest_answer_is_that_of_the_last_frame():
+    puzzle = next(p for p in map(tasks.two_routes.sample, range(9), [0] * 9) if len(p.films) == 2)
+    first, second = puzzle.films.values()
+    score = puzzle.score(world.draw(np.concatenate([first[:-1], second[-1:]])))
+    assert score.parts["answer"] == 1 and score.total == score.parts["motion"] < 0.8 and not score.solved
+
+
+def test_solved_needs_four_fifths_of_the_motion():
+    puzzle = tasks.find_shape.sample(0)
+    for wrong, solved in ((2, True), (6, False)):
+        ids = puzzle.ids.copy()
+        ids[1 : 1 + wrong] = world.TILE["wall"]  # agreement of these frames: almost none
+        score = puzzle.score(world.draw(ids))
+        assert score.parts["motion"] == pytest.approx(1 - wrong / 15, abs=0.01)
+        assert score.solved == solved and score.parts["answer"] == 1
+
+
+@every_task
+def test_candidates_are_shares(name):
+    """None is below zero or above one, in whatever picture; the true film alone gives the answer the whole."""
+    puzzle = tasks.sample(name, 2)
+    pictures = [
+        np.zeros(puzzle.shape),
+        np.ones(puzzle.shape),
+        control("noise", puzzle),
+        world.draw(np.full((17, 10, 10), 2)),
+    ]
+    found = np.array([list(puzzle.candidates(film).values()) for film in pictures])
+    assert found.min() >= 0 and found.max() <= 1
+    own = puzzle.candidates(puzzle.video)
+    assert own[puzzle.answer] == pytest.approx(1) and sum(own.values()) == pytest.approx(1)
+
+
+def test_a_share_beyond_one_is_clipped():
+    puzzle = tasks.two_routes.sample(0)
+    where, basis, blank = puzzle._basis
+    film = np.zeros(puzzle.shape[1:])  # black: further from the floor than any trail
+    raw = np.linalg.lstsq(basis, film.reshape(-1)[where] - blank, rcond=None)[0]
+    assert raw.max() > 1 and max(puzzle.candidates(film).values()) == 1
+
+
+TRUE = tasks.maze.sample(0)
+WRONG = {
+    "eight bits": (
+        np.uint8(TRUE.video * 255),
+        r"floats in \[0, 1\], got uint8 from \d+ to \d+: divide 8-bit values by 255",
+    ),
+    "eight bits as floats": (TRUE.video * 255, r"values in \[0, 1\], got float32 from \d+.* to \d+"),
+    "the range of the VAE": (TRUE.video * 2 - 1, r"values in \[0, 1\], got float32 from -0\.\d+ to"),
+    "not a number": (np.where(np.arange(80)[:, None] == 3, np.nan, TRUE.video), "finite values, got 4080 of 326400"),
+    "infinite": (np.where(TRUE.video > 0.9, np.inf, TRUE.video), "finite values"),
+    "truth values": (TRUE.video > 0.5, "floats in .* got bool"),
+    "no frames": (TRUE.video[:0], "film has shape"),
+    "channels first": (np.moveaxis(TRUE.video, -1, 1), "film has shape"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("read", ["score", "candidates"])
+def test_films_that_are_none_are_refused(kind, read):
+    film, message = WRONG[kind]
+    with pytest.raises(
+        ValueError, match=message if read == "score" else message.replace("4080 of 326400", "240 of 19200")
+    ):
+        getattr(TRUE, read)(film)
+
+
+def test_rounding_beyond_the_range_is_none():
+    film = TRUE.video * np.float32(1.0005)
+    assert TRUE.score(film).solved and TRUE.candidates(film)[TRUE.answer] == pytest.approx(1, abs=0.01)
+
+
+@every_task
+def test_every_puzzle_of_a_floor_has_a_film_of_its_own(name):
+    """No control repeats a film that belongs to another puzzle."""
+    puzzles = [tasks.sample(name, seed) for seed in SEEDS[:6]]
+    assert len({control("noise", p).tobytes() for p in puzzles}) == len(puzzles)
+    assert all(np.array_equal(control("noise", p), control("noise", dataclasses.replace(p))) for p in puzzles)
+    others = [control("other", p) for p in puzzles]
+    assert all(
+        np.array_equal(film, tasks.sample(name, p.seed + 1_000_000).video)
+        for film, p in zip(others, puzzles, strict=True)
+    )
 
 
 def test_read_inverts_draw():
@@ -87,8 +232,9 @@ def test_read_inverts_draw():
     ("call", "message"),
     [
         (lambda: tasks.sample("mase", 0), "unknown task 'mase'; tasks are maze, two_routes"),
-        (lambda: tasks.sample("maze", -1), "a seed is an integer >= 0, got -1"),
-        (lambda: tasks.sample("maze", "7"), "a seed is an integer >= 0, got '7'"),
+        (lambda: tasks.sample("maze", -1), "a seed must be 0 or more, got -1"),
+        (lambda: tasks.sample("maze", "7"), "a seed must be an integer, got '7'"),
+        (lambda: tasks.sample("maze", 1.0), "a seed must be an integer, got 1.0"),
         (lambda: tasks.sample("maze", 0, 5), r"maze has difficulties \[4, 6, 8, 10, 12\], got 5"),
         (lambda: tasks.sample("maze", 0).score(np.zeros((16, 80, 80, 3))), "a maze film has shape"),
         (lambda: tasks.sample("maze", 0).candidates(np.zeros((40, 40, 3))), "the last frame of a maze film"),
@@ -98,10 +244,12 @@ def test_read_inverts_draw():
         ),
         (lambda: world.read(np.zeros((40, 40, 3))), "pictures must end in"),
         (lambda: world.draw(np.zeros((4, 4), int)), "tile numbers must end in"),
+        (lambda: world.draw(np.full((10, 10), -1)), "tile numbers are integers from 0 to 13, got int64 from -1 to -1"),
+        (lambda: world.draw(np.zeros((10, 10))), "tile numbers are integers from 0 to 13, got float64"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         call()
 
 
@@ -128,6 +276,7 @@ def test_a_film_is_read_by_the_mean_of_its_blocks_at_every_mth_frame():
     large = tasks.maze.sample(0, pixels=240, frames=49)
     film = large.video + np.random.default_rng(0).normal(0, 0.3, large.shape)
     film[1::3] = film[2::3] = 0.5  # not among the frames that are read: 0, 3, 6, ...
+    film = film.clip(0, 1)
     assert np.abs(world.reduced(film) - small.video).mean() < 0.1  # 0.3 / 3, times 0.8
     assert large.score(film).solved and large.score(world.reduced(film)).solved
     assert np.array_equal(world.read(film[-1]), small.ids[-1])

@@ -33,6 +33,7 @@ class Change(NamedTuple):
 DEFINITIONS = "test_record.py::test_the_recorded_quantities_obey_their_definitions[a14b-euler-dtype4]"
 RESUME = "test_record.py::test_resume_equals_the_uninterrupted_run[a14b-euler-dtype4]"
 SWEEP = "test_inject.py::test_a_sweep_from_recorded_steps_equals_full_runs[euler-a14b]"
+SOLVER = "test_mini_solvers.py::test_the_solver_finds_the_right_answers_and_all_possible_ones[{}]"
 CHANGES = {
     # the clean estimate, the schedule, the decoder
     "velocity without its sigma": Change(
@@ -522,6 +523,76 @@ CHANGES = {
     "candidates without the blank": Change(
         "mini/tasks/base.py", "last.reshape(-1)[where] - blank", "last.reshape(-1)[where]",
         "test_mini_tasks.py::test_candidates_recover_the_weights_of_a_mixture[maze]",
+    ),
+    "a prompt that names the other player": Change(
+        "mini/tasks/tictactoe.py", 'return f"{PLAYERS[player]} to move', 'return f"{PLAYERS[1 - player]} to move',
+        SOLVER.format("tictactoe"),
+    ),
+    "a prompt that names the other route": Change(
+        "mini/tasks/two_routes.py", "'short' if want_short else 'long'", "'long' if want_short else 'short'",
+        SOLVER.format("two_routes"),
+    ),
+    "a prompt that names a third shape": Change(
+        "mini/tasks/find_shape.py", 'return f"frame the {names[target]}"', 'return f"frame the {names[-1]}"',
+        SOLVER.format("find_shape"),
+    ),
+    "a possible answer left out": Change(
+        "mini/tasks/maze.py", "for room in rooms if room not in inner and", "for room in rooms[1:] if room not in inner and",
+        SOLVER.format("maze"),
+    ),
+    "a target left out of the possible ones": Change(
+        "mini/tasks/bounce.py", "for t in sorted(targets)}", "for t in ends}", SOLVER.format("bounce")
+    ),
+    "a ball that stops where the other one would": Change(
+        "mini/tasks/bounce.py", "path = path[: hits[int(twin)] + 1]", "path = path[: hits[int(not twin)] + 1]",
+        SOLVER.format("bounce"),
+    ),
+    "a random stream by the place in the list": Change(
+        "mini/tasks/base.py", "default_rng([task.STREAM, seed])", "default_rng([len(modules()) - task.STREAM, seed])",
+        "test_mini_solvers.py::test_puzzles_are_the_same_as_ever[shelf]",
+    ),
+    "solved with one wrong cell in ten": Change(
+        "mini/tasks/base.py", "answer == 1 and motion >= 0.8", "answer >= 0.9 and motion >= 0.8",
+        "test_mini_tasks.py::test_one_wrong_cell_is_not_solved[maze]",
+    ),
+    "the nearest answer by the whole film": Change(
+        "mini/tasks/base.py", "key=lambda a: a[-1]", "key=lambda a: a.mean()",
+        "test_mini_tasks.py::test_the_nearest_answer_is_that_of_the_last_frame",
+    ),
+    "shares that are not clipped": Change(
+        "mini/tasks/base.py", "float(min(w, 1.0))", "float(w)", "test_mini_tasks.py::test_a_share_beyond_one_is_clipped"
+    ),
+    "a film in eight bits that is scored": Change(
+        "mini/world.py", "if not np.issubdtype(pictures.dtype, np.floating):", "if False:",
+        "test_mini_tasks.py::test_films_that_are_none_are_refused[score-truth values]",
+    ),
+    "the same noise film for every puzzle of a floor": Change(
+        "mini/controls.py", "default_rng(sample.seed)", "default_rng(0)",
+        "test_mini_tasks.py::test_every_puzzle_of_a_floor_has_a_film_of_its_own[maze]",
+    ),
+    "a training that meets the report's puzzles": Change(
+        "mini/split.py", 'or part(puzzle) == "train"', 'or part(puzzle) != "validation"',
+        "test_mini_split.py::test_a_training_by_content_meets_no_puzzle_that_is_kept[size_pattern]",
+    ),
+    "one noise for every puzzle": Change(
+        "training/evaluate.py", "seed * 1_000_003 + s.seed", "seed * 1_000_003",
+        "test_training.py::test_every_puzzle_is_scored_from_noise_of_its_own",
+    ),
+    "scores taken on validation seeds": Change(
+        "training/evaluate.py", "if args.sealed else split.REPORT", "if args.sealed else split.VALIDATION",
+        "test_training.py::test_reported_scores_come_from_report_seeds[-seeds0-None]",
+    ),
+    "a loss that is no number let pass": Change(
+        "training/train.py", "if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):", "if False:",
+        "test_training.py::test_a_gradient_that_is_no_number_ends_the_run_too",
+    ),
+    "a run that goes on with another argument": Change(
+        "training/train.py", '"device", "precision")', '"device", "precision", "shift")',
+        "test_training.py::test_a_run_goes_on_with_its_own_arguments_only[shift-3.0-shift 8.0 and cannot go on with 3.0]",
+    ),
+    "a slower precision chosen": Change(
+        "training/train.py", "max(speeds, key=speeds.__getitem__)\n    if dist", "min(speeds, key=speeds.__getitem__)\n    if dist",
+        "test_training.py::test_the_faster_precision_is_chosen_and_both_are_told",
     ),
     "frames that the codec drops": Change(
         "mini/codec.py", "[:, :, t - 1 :].contiguous()", "[:, :, : 1 - t].contiguous()",

@@ -23,6 +23,6 @@ def control(name: str, sample: tasks.Sample) -> np.ndarray:
         half = len(sample.video) // 2
         return np.concatenate([first] * half + [last] * (len(sample.video) - half))
     if name == "other":
-        size = dict(pixels=sample.pixels, frames=sample.frames)
-        return tasks.sample(sample.task, sample.seed + 1_000_000, sample.difficulty, **size).video
+        seed = sample.seed + 1_000_000
+        return tasks.sample(sample.task, seed, sample.difficulty, pixels=sample.pixels, frames=sample.frames).video
     raise ValueError(f"unknown control {name!r}; controls are {', '.join(CONTROLS)}")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 
+from .._check import whole
+from .._files import new_folder, writable_folder
+from ..films import write_film
 from .tasks import Sample
-from .world import SIZE
+from .world import FRAMES, check_size, draw, enlarged
 
 __all__ = ["export"]
 
@@ -22,28 +23,27 @@ def export(
 
     Each holds first_frame.png, final_frame.png, ground_truth.mp4 (short groups of pictures, every puzzle pixel
     enlarged to squares) and prompt.txt. Samples of a task are numbered in the order given. A folder appears when it
-    is complete.
+    is complete. pixels: a multiple of 80.
     """
     if split not in ("In-Domain_50", "Out-of-Domain_50"):
         raise ValueError(f"the split is In-Domain_50 or Out-of-Domain_50, got {split!r}")
-    if pixels < SIZE:
-        raise ValueError(f"pixels must be at least {SIZE}, got {pixels}")
+    if not samples:
+        raise ValueError("there are no puzzles to export")
+    check_size(pixels, FRAMES)
+    whole(fps, "fps", least=1)
+    home = writable_folder(folder)
     counts: dict[str, int] = {}
     written = []
     for sample in samples:
         number = counts.get(sample.task, 0)
         counts[sample.task] = number + 1
-        final = Path(folder) / split / f"cos_mini_{sample.task}_data-generator" / f"{number:05d}"
-        part = final.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        film = np.uint8(np.rint(sample.video * 255)).repeat(pixels // SIZE, 1).repeat(pixels // SIZE, 2)
-        iio.imwrite(part / "first_frame.png", film[0])
-        iio.imwrite(part / "final_frame.png", film[-1])
-        short = dict(codec="libx264", ffmpeg_params=["-g", "8"], macro_block_size=1)
-        iio.imwrite(part / "ground_truth.mp4", film, fps=fps, **short)
-        (part / "prompt.txt").write_text(sample.prompt + "\n")
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
+        name = f"cos_mini_{sample.task}_data-generator"
+        final = home / split / name / f"{number:05d}"
+        film = np.rint(enlarged(draw(sample.ids), pixels, sample.frames) * 255).astype(np.uint8)
+        with new_folder(final) as part:
+            iio.imwrite(part / "first_frame.png", film[0])
+            iio.imwrite(part / "final_frame.png", film[-1])
+            write_film(film, part / "ground_truth.mp4", fps)
+            (part / "prompt.txt").write_text(sample.prompt + "\n", encoding="utf-8")
         written.append(final)
     return written

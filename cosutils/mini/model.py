@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
 
@@ -50,13 +52,16 @@ def generate(transformer, noise: torch.Tensor, given: torch.Tensor, embeds: torc
     noise: (B, C, F, H, W); given: `condition`; embeds: (B, 16, 64); blank: (1, 16, 64), the empty prompt, needed for
     guidance > 1. Returns final latents. A test holds it equal to the pipeline. [paper, Eq. 1: v = x1 - x0]
     """
+    if guidance > 1 and blank is None:
+        raise ValueError(f"guidance {guidance} needs `blank`, the embedding of the empty prompt")
+    nothing = embeds if blank is None else blank.expand_as(embeds)
     sigmas = flow_sigmas(steps, SHIFT).tolist()
     x = noise
-    for s, s_next in zip(sigmas[:-1], sigmas[1:]):
+    for s, s_next in itertools.pairwise(sigmas):
         entry, t = torch.cat([x, given], 1), x.new_full((len(x),), s * 1000)
         v = transformer(entry, t, embeds, return_dict=False)[0]
         if guidance > 1:
-            free = transformer(entry, t, blank.expand_as(embeds), return_dict=False)[0]
+            free = transformer(entry, t, nothing, return_dict=False)[0]
             v = free + guidance * (v - free)
         x = x + (s_next - s) * v.float()
     return x

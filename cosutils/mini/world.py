@@ -1,13 +1,15 @@
 """The embedded world: short films on a grid of 10 x 10 cells, every cell one of a few 8 x 8 px tiles.
 
 A film is stored as tile numbers ``ids`` (17, 10, 10) uint8 and drawn by table look-up, so that ground truth is
-exact, rendering costs nothing and a decoded frame can be read back cell by cell (`read`). For larger models the same film
-is drawn larger and longer (`enlarged`) and brought back before it is read (`reduced`).
+exact, rendering costs nothing and a decoded frame can be read back cell by cell (`read`). For larger models the same
+film is drawn larger and longer (`enlarged`) and brought back before it is read (`reduced`).
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+from .._check import is_whole
 
 __all__ = [
     "CELL",
@@ -17,6 +19,7 @@ __all__ = [
     "TILE",
     "TILES",
     "check_size",
+    "check_values",
     "draw",
     "enlarged",
     "paced",
@@ -48,8 +51,8 @@ SHAPES = {
 }
 
 
-def _tile(ground: str, shape: str | None = None, colour: str | None = None) -> np.ndarray:
-    tile = np.tile(np.float32(COLOURS[ground]), (CELL, CELL, 1))
+def _tile(ground: str, shape: str = "", colour: str = "") -> np.ndarray:
+    tile = np.tile(np.array(COLOURS[ground], np.float32), (CELL, CELL, 1))
     if shape:
         tile[SHAPES[shape]] = COLOURS[colour]
     return tile
@@ -71,14 +74,37 @@ def draw(ids: np.ndarray) -> np.ndarray:
     ids = np.asarray(ids)
     if ids.shape[-2:] != (CELLS, CELLS):
         raise ValueError(f"tile numbers must end in ({CELLS}, {CELLS}), got shape {ids.shape}")
+    if not np.issubdtype(ids.dtype, np.integer) or (ids.size and not 0 <= ids.min() <= ids.max() < len(TILES)):
+        raise ValueError(f"tile numbers are integers from 0 to {len(TILES) - 1}, got {_range(ids)}")
     pictures = np.moveaxis(TILES[ids], -3, -4)  # (..., 10, 8, 10, 8, 3)
     return pictures.reshape(*ids.shape[:-2], SIZE, SIZE, 3)
 
 
+def _range(values: np.ndarray) -> str:
+    known = values[np.isfinite(values)] if np.issubdtype(values.dtype, np.number) else values[:0]
+    return f"{values.dtype}" + (f" from {known.min():g} to {known.max():g}" if known.size else "")
+
+
+def check_values(pictures: np.ndarray) -> None:
+    """ValueError unless all values are finite and in [0, 1]; a thousandth beyond is taken for rounding."""
+    if not np.issubdtype(pictures.dtype, np.floating):
+        raise ValueError(f"pictures hold floats in [0, 1], got {_range(pictures)}: divide 8-bit values by 255")
+    if not np.isfinite(pictures).all():
+        bad = int((~np.isfinite(pictures)).sum())
+        raise ValueError(f"pictures hold finite values, got {bad} of {pictures.size} that are not")
+    if pictures.size and not -1e-3 <= pictures.min() <= pictures.max() <= 1 + 1e-3:
+        raise ValueError(f"pictures hold values in [0, 1], got {_range(pictures)}")
+
+
 def check_size(pixels: int, frames: int) -> None:
     """ValueError unless a film of `frames` frames, 16 m + 1, of `pixels` x `pixels` pixels, 80 p, can be drawn."""
-    whole = not any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) for n in (pixels, frames))
-    if not whole or pixels < SIZE or pixels % SIZE or frames < FRAMES or (frames - 1) % (FRAMES - 1):
+    if (
+        not (is_whole(pixels) and is_whole(frames))
+        or pixels < SIZE
+        or pixels % SIZE
+        or frames < FRAMES
+        or (frames - 1) % (FRAMES - 1)
+    ):
         raise ValueError(
             f"a film has a multiple of {SIZE} pixels a side and 16 m + 1 frames (17, 33, 49, 65, 81, ...), "
             f"got pixels={pixels!r} and frames={frames!r}"
@@ -104,7 +130,7 @@ def enlarged(film: np.ndarray, pixels: int, frames: int) -> np.ndarray:
 
 
 def shrunk(pictures: np.ndarray) -> np.ndarray:
-    """Pictures (..., 80 p, 80 p, 3) to (..., 80, 80, 3): the mean of every block of p x p pixels. p = 1: as they are."""
+    """Pictures (..., 80 p, 80 p, 3) to (..., 80, 80, 3): the mean of every p x p pixels. p = 1: as they are."""
     pictures = np.asarray(pictures)
     height, width = pictures.shape[-3:-1] if pictures.ndim >= 3 else (0, 0)
     if not height or height % SIZE or width != height or pictures.shape[-1] != 3:
@@ -125,7 +151,11 @@ def reduced(films: np.ndarray) -> np.ndarray:
 
 
 def read(pictures: np.ndarray) -> np.ndarray:
-    """Pictures (..., 80 p, 80 p, 3) in [0, 1] -> the nearest tile (least squares) of every cell (..., 10, 10) uint8."""
+    """Pictures (..., 80 p, 80 p, 3) in [0, 1] -> the nearest tile (least squares) of every cell (..., 10, 10) uint8.
+
+    ValueError for another shape and for values that are not finite or not in [0, 1].
+    """
+    pictures = np.asarray(pictures)
     cells = _cells(pictures).reshape(-1, CELL * CELL * 3)
     tiles = TILES.reshape(len(TILES), -1)
     distance = (tiles**2).sum(1) - 2 * cells @ tiles.T  # |cell|^2 is the same for every tile
@@ -133,7 +163,9 @@ def read(pictures: np.ndarray) -> np.ndarray:
 
 
 def _cells(pictures: np.ndarray) -> np.ndarray:
-    pictures = np.asarray(shrunk(pictures), dtype=np.float32)
+    pictures = shrunk(pictures)
+    check_values(pictures)
+    pictures = pictures.astype(np.float32, copy=False)
     return np.moveaxis(pictures.reshape(*pictures.shape[:-3], CELLS, CELL, CELLS, CELL, 3), -4, -3)
 
 

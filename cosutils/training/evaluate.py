@@ -2,9 +2,9 @@
 
     python -m cosutils.training.evaluate cos-mini --puzzles 200 --steps 1 4 20
 
-writes `data/results/<model>-scores.json` and prints the table of the README. Seeds are split once and for all: reported
-scores and notebooks use seeds below 100,000, choices made while building the model use the next 100,000, training
-starts at 1,000,000,000.
+writes `data/results/<model>-scores.json` and prints the table of the README. Puzzles come from the report seeds of
+`cosutils.mini.split`, with `--sealed` from those that are kept for the final run; with `--split content` only puzzles
+count that such a training left out.
 """
 
 from __future__ import annotations
@@ -13,27 +13,33 @@ import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .._check import whole, wholes
+from .._files import writable_folder
 from ..metrics import bootstrap_interval, rate_interval
-from ..mini import tasks, text
+from ..mini import split, tasks, text
+from ..mini.codec import PatchCodec
 from ..mini.controls import CONTROLS, control
 from ..mini.model import condition, generate
 from ..pipelines import loading
 from ..report.results import interval_text, record_numbers
 
-__all__ = ["REPORT", "TRAIN", "VALIDATION", "measure", "scores", "side_by_side", "table"]
-
-REPORT, VALIDATION, TRAIN = range(100_000), range(100_000, 200_000), range(1_000_000_000, 2**62)
+__all__ = ["measure", "scores", "side_by_side", "table"]
 
 
 @torch.no_grad()
 def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, guidance: float = 1.0,
            batch: int = 32) -> list[tasks.Score]:  # fmt: skip
-    """Score of one film per sample. The noise of sample k depends on (seed, sample seed) alone, not on the batch."""
+    """Score of one film per sample. The noise of sample k depends on (seed, sample seed) alone, not on the batch.
+
+    ValueError for a model whose film is not finite.
+    """
+    steps, batch = whole(steps, "the number of steps", least=1), whole(batch, "batch", least=1)
     codec, device = pipe.vae, pipe.transformer.device
     std = torch.tensor(codec.config.latents_std)[:, None, None, None]
     blank = text.embed(pipe.tokenizer, pipe.text_encoder, [""]).to(device)
@@ -46,9 +52,12 @@ def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, guidanc
         embeds = text.embed(pipe.tokenizer, pipe.text_encoder, [s.prompt for s in part])
         noise, given, embeds = noise.to(device), condition(codec, latents).to(device), embeds.to(device)
         final = generate(pipe.transformer, noise, given, embeds, steps, blank, guidance)
+        if not torch.isfinite(final).all():
+            broken = next(s for s, film in zip(part, final, strict=True) if not torch.isfinite(film).all())
+            raise ValueError(f"the film of {broken.task} {broken.seed} is not finite: the model's weights are damaged")
         films = codec.decode(final.cpu().float() * std).sample
         films = ((films + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1).numpy()
-        result += [s.score(film) for s, film in zip(part, films)]
+        result += [s.score(film) for s, film in zip(part, films, strict=True)]
     return result
 
 
@@ -59,11 +68,21 @@ def _numbers(prefix: str, rows: list[tasks.Score]) -> dict[str, dict]:
     return {k: dict(value=v.estimate, low=v.low, high=v.high, n=len(rows)) for k, v in both.items()}
 
 
-def measure(task: str, model: str, puzzles: int, steps: tuple[int, ...], seeds: range = REPORT) -> dict[str, dict]:
-    """Scores of one task: the first `puzzles` of `seeds` at every number of steps, the truth and the controls."""
+def measure(
+    task: str,
+    model: str,
+    puzzles: int,
+    steps: tuple[int, ...],
+    seeds: range = split.REPORT,
+    within: str | None = None,
+) -> dict[str, dict]:
+    """Scores of one task: the first `puzzles` of `seeds` at every number of steps, the truth and the controls.
+
+    within: None, or one of `split.PARTS` for puzzles of that part alone.
+    """
     torch.set_num_threads(1)
     pipe = loading.load(model)
-    samples = [tasks.sample(task, seed) for seed in seeds[:puzzles]]
+    samples = split.draw(task, seeds, puzzles, within)
     numbers = _numbers(f"{task}/truth", [s.score(s.video) for s in samples])
     for name in CONTROLS:
         numbers |= _numbers(f"{task}/{name}", [s.score(control(name, s)) for s in samples])
@@ -113,15 +132,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 4, 20])
     parser.add_argument("--out", type=Path, default=Path("data/results"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--split", choices=["seed", "content"], default="seed", help="that of the model's training")
+    parser.add_argument("--sealed", action="store_true", help="the final run: seeds that nobody has looked at before")
     args = parser.parse_args()
-    work = partial(measure, model=args.model, puzzles=args.puzzles, steps=tuple(args.steps))
-    with ProcessPoolExecutor(args.workers) as pool:
+    seeds, within = split.SEALED if args.sealed else split.REPORT, "report" if args.split == "content" else None
+    try:
+        whole(args.puzzles, "--puzzles", least=2)  # an interval needs two
+        whole(args.workers, "--workers", least=1)
+        steps = wholes(args.steps, "number of steps")
+        whole(steps[0], "the number of steps", least=1)
+        out = writable_folder(args.out)
+        if not isinstance(loading.load(args.model).vae, PatchCodec):
+            raise ValueError(f"{args.model} is no embedded model")
+    except (TypeError, ValueError, OSError) as error:
+        parser.error(str(error))
+    work = partial(measure, model=args.model, puzzles=args.puzzles, steps=steps, seeds=seeds, within=within)
+    with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         numbers = {k: v for part in pool.map(work, tasks.NAMES) for k, v in part.items()}
-    provenance = dict(model=args.model, seeds=[REPORT.start, REPORT.start + args.puzzles - 1], steps=args.steps,
-                      command=f"python -m cosutils.training.evaluate {args.model} --puzzles {args.puzzles} --steps "
-                              + " ".join(map(str, args.steps)))  # fmt: skip
-    record_numbers(args.out, f"{args.model}-scores", numbers, provenance)
-    print(table(numbers, tuple(args.steps)))
+    options = " --split content" * (within is not None) + " --sealed" * args.sealed
+    command = f"python -m cosutils.training.evaluate {args.model} --puzzles {args.puzzles} --steps"
+    end = seeds.start + args.puzzles - 1 if within is None else f"the first {args.puzzles} of the report part"
+    provenance = dict(model=args.model, seeds=[seeds.start, end], steps=list(steps),
+                      command=f"{command} {' '.join(map(str, steps))}{options}")  # fmt: skip
+    record_numbers(out, f"{Path(args.model).name}-scores", numbers, provenance)
+    print(table(numbers, steps))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 One machine without a GPU:  OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m cosutils.training.train --out runs/cos-mini
 With a GPU:                 python -m cosutils.training.train --out runs/cos-mini --device cuda --batch 1024
 
-Resumes from `--out` where it stopped. Writes there `log.jsonl`, `checkpoint.pt` and `model/` (diffusers format). The
-learning rate is constant and falls to zero over the last `--cooldown` share of `--samples`; a run that was stopped can
-be finished with fewer or more samples than first planned.
+Writes `log.jsonl`, `checkpoint.pt` and `model/` (diffusers format) into `--out`, and goes on from there where it was
+stopped. The checkpoint holds all arguments, and a run goes on with the same ones only: but with any number of
+processes, on another device, and with fewer or more `--samples` than first planned. The learning rate is constant and
+falls to zero over the last `--cooldown` share of them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
-import shutil
+import pickle
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,24 +34,105 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..mini import tasks, text
+from .._check import whole
+from .._files import new_folder, restore_folder, sha256, writable_folder, write, write_text
+from ..mini import split, tasks, text
 from ..mini.codec import PatchCodec
 from ..mini.model import build_pipeline, build_transformer, condition, teach
 from ..pipelines.schedule import shifted
-from .evaluate import TRAIN, VALIDATION, scores
+from .evaluate import scores
 
-__all__ = ["Puzzles", "train"]
+__all__ = ["Plan", "Puzzles", "read_log", "read_state", "train"]
 
 DROPOUT = 0.1  # share of prompts replaced by the empty one, for classifier-free guidance
 NOISE_SHIFT = 8.0  # of the noise levels trained on: answers are decided above s = 0.9, where half of the draws fall
 HARD = 0.6  # share of puzzles at the default difficulty, the others at any
+VALIDATED = 24  # puzzles of each task at every checkpoint
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FREE = ("out", "samples", "every", "device", "precision")  # arguments that a run may go on with others of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arguments of a training run; TypeError, ValueError or FileNotFoundError names the first that cannot be.
+
+    out: the run's folder; weights: share of each task; samples: films to be seen; batch: films per process and step;
+    rate: peak learning rate; layers: blocks of the model; cooldown: the share of `samples` in which the rate falls to
+    zero; every: films between two checkpoints; shift: of the noise levels drawn; precision: "float32", "bfloat16", or
+    "auto" for the faster of both on this machine; split: "seed", or "content" to leave out every puzzle that
+    `split.part` keeps for reports and validation; init: a pipeline folder whose weights to start from; teacher: a
+    pipeline folder to distil a four-step student from (give it as `init` too).
+    """
+
+    out: Path
+    weights: dict[str, float]
+    samples: int = 2_000_000
+    batch: int = 32
+    rate: float = 3e-3
+    layers: int = 10
+    seed: int = 0
+    device: str = "cpu"
+    cooldown: float = 0.3
+    every: int = 30_000
+    shift: float = NOISE_SHIFT
+    precision: str = "auto"
+    split: str = "seed"
+    init: Path | None = None
+    teacher: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch", "layers", "every"):
+            whole(getattr(self, name), name, least=1)
+        whole(self.seed, "seed", least=0)
+        for name in ("rate", "cooldown", "shift"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+        if self.cooldown > 1:
+            raise ValueError(f"cooldown is a share of the samples, at most 1, got {self.cooldown!r}")
+        for name, known in (
+            ("device", ("cpu", "cuda")),
+            ("precision", ("auto", *PRECISIONS)),
+            ("split", ("seed", "content")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not self.weights:
+            raise ValueError("no task to train on: weights must not be empty")
+        for task, weight in self.weights.items():
+            tasks.get(task)
+            if not 0 < weight < math.inf:
+                raise ValueError(f"the weight of {task} must be a positive number, got {weight!r}")
+        for name in ("out", "init", "teacher"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)).expanduser())
+        for folder in (self.init, self.teacher):
+            if folder is not None and not (folder / "model_index.json").is_file():
+                raise FileNotFoundError(f"{folder} is no pipeline folder: it has no model_index.json")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device cuda: this machine has no GPU that torch can use")
+
+    def arguments(self) -> dict[str, Any]:
+        """All of them as JSON holds them; a folder is told by its name and the digest of its weights."""
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "out"}
+        found["weights"] = ", ".join(f"{name}={weight:g}" for name, weight in self.weights.items())
+        for name in ("init", "teacher"):
+            if (folder := found[name]) is not None:
+                weights = sha256(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+                found[name] = f"{folder.name} (weights {weights[:12]})"
+        return found
 
 
 class Puzzles(IterableDataset):
-    """Endless training batches (ids uint8 (batch, 17, 10, 10), prompts), a pure function of the running number."""
+    """Endless training batches (ids uint8 (batch, 17, 10, 10), prompts), a pure function of the running number.
 
-    def __init__(self, weights: dict[str, float], batch: int, rank: int, ranks: int, start: int):
+    by_content: leave out the puzzles that `split.part` keeps for reports and validation.
+    """
+
+    def __init__(
+        self, weights: dict[str, float], batch: int, rank: int, ranks: int, start: int, by_content: bool = False
+    ):
         self.weights, self.batch, self.rank, self.ranks, self.start = weights, batch, rank, ranks, start
+        self.by_content = by_content
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
@@ -57,7 +145,7 @@ class Puzzles(IterableDataset):
                 rng = np.random.default_rng([7, number])
                 name = names[rng.choice(len(names), p=shares)]
                 level = None if rng.random() < HARD else int(rng.choice(tasks.get(name).DIFFICULTIES))
-                puzzle = tasks.sample(name, TRAIN.start + number, level)
+                puzzle = split.training(name, number, level, self.by_content)
                 film = puzzle.films[list(puzzle.films)[rng.integers(len(puzzle.films))]]
                 films.append(film)
                 prompts.append("" if rng.random() < DROPOUT else puzzle.prompt)
@@ -65,9 +153,9 @@ class Puzzles(IterableDataset):
             yield torch.from_numpy(np.stack(films)), prompts
 
 
-def fit_codec() -> PatchCodec:
-    """The codec, fitted to 400 training films of each task."""
-    films = [tasks.sample(name, TRAIN.start + k).ids for name in tasks.NAMES for k in range(400)]
+def fit_codec(each: int = 400, by_content: bool = False) -> PatchCodec:
+    """The codec, fitted to `each` training films of every task."""
+    films = [split.training(name, k, by_content=by_content).ids for name in tasks.NAMES for k in range(each)]
     return PatchCodec.fit(np.stack(films))
 
 
@@ -95,6 +183,10 @@ def inherit(model, parent) -> None:
             weights[name] = value
         elif block in taken:
             weights[taken[block] + name.removeprefix(block)] = value
+    for name, value in model.state_dict().items():
+        if (given := weights.get(name)) is None or given.shape != value.shape:
+            shape = "none" if given is None else tuple(given.shape)
+            raise ValueError(f"this model's {name} has shape {tuple(value.shape)}, its parent's {shape}")
     model.load_state_dict(weights)
 
 
@@ -107,90 +199,216 @@ def average(decay: float):
     return update
 
 
-def validate(pipe, weights, steps: int, each: int, rank: int, ranks: int) -> dict[str, list[float]]:
+class Pace(NamedTuple):
+    """How forward and backward are computed: the precision and the attention's kernel."""
+
+    precision: str
+    backends: list[SDPBackend]
+
+    @contextmanager
+    def __call__(self, device: torch.device) -> Iterator[None]:
+        dtype, reduced = PRECISIONS[self.precision], self.precision != "float32"
+        with warnings.catch_warnings(), sdpa_kernel(self.backends), torch.autocast(device.type, dtype, enabled=reduced):
+            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # norms stay in float32
+            yield
+
+
+def fastest(model, batch: int, device: torch.device, precision: str) -> Pace:
+    """The fastest way of a few training steps of `model`, the same on all processes, and a line with the speeds.
+
+    bfloat16 is far slower than float32 where a processor has no units for it. The weights are left as they were.
+    """
+    batch = batch if device.type == "cuda" else min(batch, 8)
+    config = model.config
+    x = torch.zeros(batch, config.in_channels, 5, 10, 10, device=device)
+    t, words = torch.zeros(batch, device=device), torch.zeros(batch, text.MAX_LENGTH, config.text_dim, device=device)
+    kernels = [[SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]]
+    if device.type == "cpu":
+        kernels = [[SDPBackend.MATH], [SDPBackend.FLASH_ATTENTION]]
+    speeds: dict[tuple[str, int], float] = {}
+
+    def measure(precision: str, kernel: int) -> None:
+        took = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            with Pace(precision, kernels[kernel])(device):
+                loss = model(x, t, words, return_dict=False)[0].float().square().mean()
+            loss.backward()
+            model.zero_grad(set_to_none=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            took.append(time.perf_counter() - begin)
+        speed = torch.tensor(batch / min(took[1:]))
+        dist.all_reduce(speed)
+        speeds[precision, kernel] = float(speed)
+
+    first, *others = list(PRECISIONS) if precision == "auto" else [precision]
+    for kernel in range(len(kernels)):
+        measure(first, kernel)
+    best = max(speeds, key=speeds.__getitem__)
+    for other in others:
+        measure(other, best[1])
+    best = max(speeds, key=speeds.__getitem__)
+    if dist.get_rank() == 0:
+        found = [f"{p} with {kernels[k][0].name.lower()} {speed:.1f}" for (p, k), speed in speeds.items()]
+        print(
+            f"films a second: {', '.join(found)}; chosen: {best[0]} with {kernels[best[1]][0].name.lower()}", flush=True
+        )
+    return Pace(best[0], kernels[best[1]])
+
+
+def validate(pipe, plan: Plan, steps: int, rank: int, ranks: int) -> dict[str, list[float]]:
     """Mean score and solve rate of every task on validation puzzles, shared out over the processes."""
-    puzzles = [tasks.sample(name, VALIDATION.start + k) for name in weights for k in range(each)]
+    within = "validation" if plan.split == "content" else None
+    puzzles = [p for name in plan.weights for p in split.draw(name, split.VALIDATION, VALIDATED, within)]
     mine = puzzles[rank::ranks]
-    gathered = [None] * ranks
-    dist.all_gather_object(gathered, [(p.task, s.total, s.solved) for p, s in zip(mine, scores(pipe, mine, steps))])
-    rows = sum(gathered, [])
+    gathered: list[Any] = [None] * ranks
+    found = scores(pipe, mine, steps)
+    dist.all_gather_object(gathered, [(p.task, s.total, s.solved) for p, s in zip(mine, found, strict=True)])
+    rows = [row for part in gathered for row in part]
 
     def mean(name: str, column: int) -> float:
         return round(float(np.mean([row[column] for row in rows if row[0] == name])), 3)
 
-    return {name: [mean(name, 1), mean(name, 2)] for name in weights}
+    return {name: [mean(name, 1), mean(name, 2)] for name in plan.weights}
 
 
-def save(folder: Path, state: dict, pipe) -> None:
-    """Write checkpoint and model under temporary names, then rename."""
-    torch.save(state, folder / "checkpoint.tmp")
-    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
-    shutil.rmtree(folder / "model.tmp", ignore_errors=True)
-    pipe.save_pretrained(folder / "model.tmp")
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    os.replace(folder / "model.tmp", folder / "model")
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's `log.jsonl`; FileNotFoundError, or ValueError with file and line for one that is damaged."""
+    if not path.is_file():
+        raise FileNotFoundError(f"the run has no {path}")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["seen"], rows[-1]["loss"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged, line {number}: {error!r}") from error
+    return rows
 
 
-def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: float, layers: int, seed: int,
-          device: str, cooldown: float, every: int, shift: float, init: Path | None = None,
-          teacher: Path | None = None) -> None:  # fmt: skip
-    """Train until `samples` films were seen. batch: films per process; rate: peak learning rate; every: films between
-    two checkpoints; shift: of the noise levels drawn; init: a pipeline folder whose weights to start from; teacher: a
-    pipeline folder to distil a four-step student from (give it as `init` too)."""
-    if "RANK" not in os.environ:  # a single process without torchrun
-        os.environ |= dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
-    dist.init_process_group("gloo")
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    source = out / "model" if (out / "checkpoint.pt").exists() else init
-    codec = fit_codec() if source is None else PatchCodec.from_pretrained(source / "vae")
-    model = build_transformer(codec.config.z_dim, layers).to(device).train()
+def read_state(path: Path) -> dict[str, Any]:
+    """What a run's `checkpoint.pt` holds, on the CPU; ValueError where it is damaged or not of this version."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"model", "mean", "optimizers", "seen", "arguments"} - set(state)
+    except (OSError, RuntimeError, ValueError, TypeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise ValueError(f"{path} is damaged, so that the run cannot go on from it: {reason}") from error
+    if missing:
+        raise ValueError(f"{path} holds no {', '.join(sorted(missing))}: another version made it")
+    return state
+
+
+def resumed(plan: Plan) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Checkpoint and log that `plan` goes on from, (None, []) at the beginning; ValueError if its arguments differ."""
+    restore_folder(plan.out / "model")
+    if not (plan.out / "checkpoint.pt").is_file():
+        return None, []
+    state, mine = read_state(plan.out / "checkpoint.pt"), plan.arguments()
+    for name in (name for name in mine if name not in FREE):
+        if (theirs := state["arguments"].get(name)) != mine[name]:
+            raise ValueError(f"the run in {plan.out} has {name} {theirs!r} and cannot go on with {mine[name]!r}: "
+                             f"use the same arguments, or another folder and --init {plan.out / 'model'}")  # fmt: skip
+    if not (plan.out / "model" / "vae").is_dir():
+        raise FileNotFoundError(f"the run in {plan.out} has a checkpoint and no model/vae to go on with")
+    return state, [row for row in read_log(plan.out / "log.jsonl") if row["seen"] <= state["seen"]]
+
+
+def save(folder: Path, state: dict, rows: list[dict], pipe) -> None:
+    """Write model, log and checkpoint, each whole or not at all; the checkpoint, which decides, last."""
+    with new_folder(folder / "model") as part:
+        pipe.save_pretrained(part)
+    write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write(folder / "checkpoint.pt", lambda path: torch.save(state, path))
+
+
+@contextmanager
+def processes() -> Iterator[tuple[int, int]]:
+    """(rank, number) of the processes that train together: those of torchrun, or a single one that needs no port."""
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    else:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def own_device(kind: str) -> torch.device:
+    """The device of this process: the CPU, or the GPU of its number on this machine (torchrun's LOCAL_RANK)."""
+    if kind == "cpu":
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", 0))
+    if number >= torch.cuda.device_count():
+        raise ValueError(f"process {number} has no GPU of its own: this machine has {torch.cuda.device_count()}")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def train(plan: Plan) -> None:
+    """Train until `plan.samples` films were seen, from the beginning or from where the run in `plan.out` was stopped.
+
+    ValueError before anything is computed if that run has other arguments or is damaged; FloatingPointError, with
+    nothing saved, at the first step whose loss or gradient is not finite.
+    """
+    state, rows = resumed(plan)
+    writable_folder(plan.out)
+    with processes() as (rank, ranks):
+        _train(plan, state, rows, rank, ranks)
+
+
+def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: int) -> None:
+    device, samples = own_device(plan.device), plan.samples
+    torch.manual_seed(plan.seed)
+    source = plan.init if state is None else plan.out / "model"
+    by_content = plan.split == "content"
+    codec = fit_codec(by_content=by_content) if source is None else PatchCodec.from_pretrained(source / "vae")
+    model = build_transformer(codec.config.z_dim, plan.layers).to(device).train()
     tutor = None
-    if init is not None:
-        inherit(model, WanTransformer3DModel.from_pretrained(init / "transformer"))
-    if teacher is not None:
-        tutor = WanTransformer3DModel.from_pretrained(teacher / "transformer", torch_dtype=torch.float32)
+    if plan.init is not None and state is None:
+        inherit(model, WanTransformer3DModel.from_pretrained(plan.init / "transformer"))
+    if plan.teacher is not None:
+        tutor = WanTransformer3DModel.from_pretrained(plan.teacher / "transformer", torch_dtype=torch.float32)
         tutor = tutor.to(device).eval()
+        if tutor.config.in_channels != model.config.in_channels:
+            theirs, mine = tutor.config.in_channels, model.config.in_channels
+            raise ValueError(f"the teacher takes {theirs} channels, its student {mine}: give it as init too")
     mean = AveragedModel(model, multi_avg_fn=average(0.9995))
     pipe = build_pipeline(codec, mean.module)
-    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
     opts, seen = optimizers(model), 0
-    if (out / "checkpoint.pt").exists():
-        state = torch.load(out / "checkpoint.pt", map_location=device, weights_only=True)
+    if state is not None:
         model.load_state_dict(state["model"])
         mean.load_state_dict(state["mean"])
-        for opt, saved in zip(opts, state["optimizers"]):
+        for opt, saved in zip(opts, state["optimizers"], strict=True):
             opt.load_state_dict(saved)
         seen = state["seen"]
+    pace = fastest(model, plan.batch, device, plan.precision)
     wrapped = DistributedDataParallel(model) if ranks > 1 else model
     codec_on_device = copy.deepcopy(codec).to(device)  # that of `pipe` stays where films are scored
-    data = Puzzles(weights, batch, rank, ranks, seen)
-    workers = 0 if device == "cpu" else min(14, os.cpu_count() - 1)
+    data = Puzzles(plan.weights, plan.batch, rank, ranks, seen, by_content)
+    workers = 0 if device.type == "cpu" else min(14, (os.cpu_count() or 1) - 1)
     loader = iter(DataLoader(data, batch_size=None, num_workers=workers))
     embeds: dict[str, torch.Tensor] = {}
-    generator = torch.Generator(device).manual_seed(seed * 1_000_003 + seen + rank)
-    fast = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    backends = [SDPBackend.MATH] if device == "cpu" else fast
+    generator = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + seen + rank)
     began, seen_before, smooth = time.monotonic(), seen, None
     while seen < samples:
-        for opt in opts:
-            for group in opt.param_groups:
-                group["lr"] = rate * min(
-                    1, (seen + 1) / min(20_000, 0.05 * samples), (samples - seen) / (cooldown * samples)
-                )
+        warm, left = min(20_000, 0.05 * samples), (samples - seen) / (plan.cooldown * samples)
+        for group in (group for opt in opts for group in opt.param_groups):
+            group["lr"] = plan.rate * min(1, (seen + 1) / warm, left)
         films, prompts = next(loader)
-        fresh = [p for p in set(prompts) if p not in embeds]
-        if fresh:
-            embeds |= dict(zip(fresh, text.embed(tokenizer, encoder, fresh).to(device)))
+        if fresh := [p for p in set(prompts) if p not in embeds]:
+            found = text.embed(pipe.tokenizer, pipe.text_encoder, fresh).to(device)
+            embeds |= dict(zip(fresh, found, strict=True))
         words = torch.stack([embeds[p] for p in prompts])
         x0 = codec_on_device.encode_ids(films.to(device))
         x1 = torch.randn(x0.shape, generator=generator, device=device)
         given = condition(codec_on_device, x0)
-        with sdpa_kernel(backends), torch.autocast(device, dtype=torch.bfloat16):
+        with pace(device):
             if tutor is None:
                 u = torch.rand(len(x0), generator=generator, device=device)
-                s = shifted(u, shift)
+                s = shifted(u, plan.shift)
                 x, target = torch.lerp(x0, x1, s[:, None, None, None, None]), x1 - x0
             else:
                 part = torch.randint(4, (len(x0),), generator=generator, device=device)
@@ -198,61 +416,78 @@ def train(out: Path, weights: dict[str, float], samples: int, batch: int, rate: 
             v = wrapped(torch.cat([x, given], 1), s * 1000, words, return_dict=False)[0]
         loss = torch.nn.functional.mse_loss(v.float(), target)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            raise FloatingPointError(
+                f"step {seen // (plan.batch * ranks)}, {seen} films seen: the loss is {loss.item()} and its gradient "
+                f"has norm {norm.item()}; nothing was saved since {rows[-1]['seen'] if rows else 0} films"
+            )
         for opt in opts:
             opt.step()
             opt.zero_grad(set_to_none=True)
         mean.update_parameters(model)
-        before, seen = seen, seen + batch * ranks
+        before, seen = seen, seen + plan.batch * ranks
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
-        if seen // every > before // every or seen >= samples:
+        if seen // plan.every > before // plan.every or seen >= samples:
             mean.module.eval()
-            with torch.autocast(device, dtype=torch.bfloat16):
-                one, many = (validate(pipe, weights, n, 24, rank, ranks) for n in (1, 10 if tutor is None else 4))
+            with pace(device):
+                one, many = (validate(pipe, plan, n, rank, ranks) for n in (1, 10 if tutor is None else 4))
             if rank == 0:
                 speed = (seen - seen_before) / (time.monotonic() - began)
                 row = dict(seen=seen, loss=round(smooth, 4), per_second=round(speed, 1), one_step=one)
                 row["ten_steps" if tutor is None else "four_steps"] = many
-                state = dict(model=model.state_dict(), mean=mean.state_dict(), seen=seen,
+                rows.append(row | dict(precision=pace.precision, processes=ranks))
+                state = dict(model=model.state_dict(), mean=mean.state_dict(), seen=seen, arguments=plan.arguments(),
                              optimizers=[opt.state_dict() for opt in opts])  # fmt: skip
-                save(out, state, pipe)
-                with open(out / "log.jsonl", "a") as log:
-                    log.write(json.dumps(row) + "\n")
-                print(json.dumps(row), flush=True)
+                save(plan.out, state, rows, pipe)
+                print(json.dumps(rows[-1]), flush=True)
             dist.barrier()
-    dist.destroy_process_group()
+
+
+def _weights(entries: str) -> dict[str, float]:
+    """ "maze=3,shelf" -> {"maze": 3.0, "shelf": 1.0}."""
+    found: dict[str, float] = {}
+    for name, _, weight in (entry.strip().partition("=") for entry in entries.split(",")):
+        if name in found:
+            raise ValueError(f"the task {name} is named twice in {entries!r}")
+        try:
+            found[name] = float(weight or 1)
+        except ValueError:
+            raise ValueError(f"the weight of {name} must be a number, got {weight!r}") from None
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", default=",".join(tasks.NAMES), help="names, with weights if wanted: maze=3,shelf")
-    parser.add_argument("--samples", type=int, default=2_000_000)
-    parser.add_argument("--batch", type=int, default=32, help="films per process and step")
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--layers", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--cooldown", type=float, default=0.3)
+    parser.add_argument("--samples", type=int, default=Plan.samples)
+    parser.add_argument("--batch", type=int, default=Plan.batch, help="films per process and step")
+    parser.add_argument("--rate", type=float, default=Plan.rate)
+    parser.add_argument("--layers", type=int, default=Plan.layers)
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--device", default=Plan.device, choices=["cpu", "cuda"])
+    parser.add_argument("--cooldown", type=float, default=Plan.cooldown)
+    parser.add_argument("--shift", type=float, default=Plan.shift, help="of the noise levels drawn")
     parser.add_argument(
-        "--shift",
-        type=float,
-        default=NOISE_SHIFT,
-        help="of the noise levels drawn; a smaller one for the cool-down",
+        "--precision", default=Plan.precision, choices=["auto", *PRECISIONS], help="auto: the faster one"
     )
+    parser.add_argument(
+        "--split", default=Plan.split, choices=["seed", "content"],
+        help="content: leave out the puzzles that are kept for reports and validation, whatever their seed",
+    )  # fmt: skip
     parser.add_argument(
         "--init",
         type=Path,
-        help="begin with the weights of this folder, such as data/cos-mini; fewer --layers take blocks at even distances",
+        help="begin with the weights of this folder, such as data/cos-mini; fewer --layers take some of its blocks",
     )
     parser.add_argument("--teacher", type=Path, help="distil a four-step student from this pipeline folder")
-    parser.add_argument("--every", type=int, default=30_000, help="films between two checkpoints")
+    parser.add_argument("--every", type=int, default=Plan.every, help="films between two checkpoints")
     args = vars(parser.parse_args())
-    pairs = (entry.partition("=")[::2] for entry in args.pop("tasks").split(","))
-    weights = {name: float(weight or 1) for name, weight in pairs}
-    for name in weights:
-        tasks.get(name)
-    train(weights=weights, **args)
+    try:
+        train(Plan(weights=_weights(args.pop("tasks")), **args))
+    except (ValueError, OSError, FloatingPointError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 if __name__ == "__main__":

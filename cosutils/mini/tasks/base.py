@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
+import sys
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
 from scipy.optimize import nnls
 
+from ..._check import whole
 from .. import world
-from ..text import MAX_LENGTH
 
-__all__ = ["NAMES", "Sample", "Score", "agreement", "get", "sample"]
+__all__ = ["MAX_LENGTH", "Sample", "Score", "agreement", "get", "modules", "sample"]
 
-NAMES = (
-    "maze", "two_routes", "tictactoe", "shelf", "find_shape",
-    "size_pattern", "rotation", "reappear", "occlusion", "bounce",
-)  # fmt: skip
+MAX_LENGTH = 16  # tokens of a prompt that the embedded model reads, its end token included
+PARTS = ("STREAM", "WORDS", "DIFFICULTIES", "DIFFICULTY", "build")  # what the file of a task holds
 SMALL = (world.FRAMES, world.SIZE, world.SIZE, 3)  # a film as it is read
 
 
@@ -87,9 +88,9 @@ class Sample:
     def inputs(self) -> dict:
         """Keyword arguments for a stock image-to-video pipeline.
 
-        At the embedded model's own size (80 pixels, 17 frames) they hold `max_sequence_length=16` too, the prompt length
-        that it was trained with. At all others the pipeline's own default stands: 512, which Wan2.1 with its image
-        encoder insists on (its attention takes the last 512 tokens for text).
+        At the embedded model's own size (80 pixels, 17 frames) they hold `max_sequence_length=16` too, the prompt
+        length that it was trained with. At all others the pipeline's own default stands: 512, which Wan2.1 with its
+        image encoder insists on (its attention takes the last 512 tokens for text).
         """
         size = dict(height=self.pixels, width=self.pixels, num_frames=self.frames)
         if (self.pixels, self.frames) == (world.SIZE, world.FRAMES):
@@ -97,30 +98,38 @@ class Sample:
         return dict(image=self.image, prompt=self.prompt, **size)
 
     def score(self, video: np.ndarray) -> Score:
-        """Score a film (frames, pixels, pixels, 3) in [0, 1], or one `world.reduced`, against the nearest right answer."""
+        """Score a film (frames, pixels, pixels, 3) in [0, 1], or one `world.reduced`, against the nearest right answer.
+
+        The nearest is the one whose last frame agrees best. ValueError for another shape and for values that are not
+        finite or not in [0, 1].
+        """
         video = np.asarray(video)
         if video.shape not in (self.shape, SMALL):
             raise ValueError(f"a {self.task} film has shape {self.shape}, got {video.shape}")
+        world.check_values(video)
         seen, first = world.read(world.reduced(video)), self.ids[0]
         best = max((agreement(seen, film, first) for film in self.films.values()), key=lambda a: a[-1])
         answer, motion = float(best[-1]), float(best[1:-1].mean())
         return Score(answer * motion, answer == 1 and motion >= 0.8, dict(answer=answer, motion=motion))
 
     def candidates(self, video: np.ndarray) -> dict[str, float]:
-        """Share of every possible answer in the last frame of a decoded clean-latent estimate (..., pixels, pixels, 3).
+        """Share in [0, 1] of every possible answer in the last frame of a decoded clean-latent estimate.
+
+        video: (pixels, pixels, 3), or (T, pixels, pixels, 3) of any number of frames, in [0, 1]; ValueError for others.
 
         The codec is linear, so an ideal estimate is the mean of the possible films weighted by their posterior
         probability; non-negative least squares on (picture - unanswered picture) recovers these weights. They need
         not sum to one: what is missing is "no answer yet" or a picture that is no answer at all.
         """
-        last = np.asarray(video, dtype=np.float64)
-        last = last[-1] if last.ndim == 4 else last
+        last = np.asarray(video)
+        last = last[-1] if last.ndim == 4 and len(last) else last
         if last.shape not in (self.shape[1:], SMALL[1:]):
             raise ValueError(f"the last frame of a {self.task} film has shape {self.shape[1:]}, got {last.shape}")
-        last = world.shrunk(last)
+        world.check_values(last)
+        last = world.shrunk(last).astype(np.float64)
         where, basis, blank = self._basis
         weights, _ = nnls(basis, last.reshape(-1)[where] - blank)
-        return dict(zip(self.options, (float(min(w, 1.0)) for w in weights)))
+        return dict(zip(self.options, (float(min(w, 1.0)) for w in weights), strict=True))
 
     @cached_property
     def _basis(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -142,11 +151,29 @@ def agreement(seen: np.ndarray, film: np.ndarray, first: np.ndarray) -> np.ndarr
     return np.where(count == 0, 1.0, right.sum((1, 2)) / np.maximum(count, 1))
 
 
-def get(name: str):
+@cache
+def modules() -> dict[str, ModuleType]:
+    """Every task beside this file, name -> module, in the order of their streams; each gets its ``sample(seed, ...)``.
+
+    ImportError for a file that is no whole task, and for two of one stream.
+    """
+    names = {file.name for file in pkgutil.iter_modules(sys.modules[__package__].__path__)} - {"base"}
+    found = {name: importlib.import_module(f".{name}", __package__) for name in sorted(names)}
+    owners: dict[int, str] = {}
+    for name, module in found.items():
+        if missing := [part for part in PARTS if not hasattr(module, part)]:
+            raise ImportError(f"the task {name} ({module.__file__}) does not define {', '.join(missing)}")
+        if (other := owners.setdefault(module.STREAM, name)) != name:
+            raise ImportError(f"the tasks {other} and {name} have the same STREAM {module.STREAM}")
+        vars(module)["sample"] = partial(sample, name)
+    return {owners[stream]: found[owners[stream]] for stream in sorted(owners)}
+
+
+def get(name: str) -> ModuleType:
     """The module of a task by name."""
-    if name not in NAMES:
-        raise ValueError(f"unknown task {name!r}; tasks are {', '.join(NAMES)}")
-    return importlib.import_module(f".{name}", __package__)
+    if name not in modules():
+        raise ValueError(f"unknown task {name!r}; tasks are {', '.join(modules())}")
+    return modules()[name]
 
 
 def sample(
@@ -158,11 +185,11 @@ def sample(
     pixels, frames: of its pictures and films, a multiple of 80 and 16 m + 1; the paper's model takes 480 and 81.
     """
     task = get(name)
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"a seed is an integer >= 0, got {seed!r}")
+    seed = whole(seed, "a seed", least=0)
     difficulty = task.DIFFICULTY if difficulty is None else difficulty
     if difficulty not in task.DIFFICULTIES:
         raise ValueError(f"{name} has difficulties {list(task.DIFFICULTIES)}, got {difficulty!r}")
-    rng = np.random.default_rng([NAMES.index(name), int(seed)])
+    world.check_size(pixels, frames)
+    rng = np.random.default_rng([task.STREAM, seed])
     prompt, films, options, blank = task.build(rng, difficulty, twin)
-    return Sample(name, int(seed), difficulty, prompt, films, options, blank, twin, pixels, frames)
+    return Sample(name, seed, difficulty, prompt, films, options, blank, twin, pixels, frames)

@@ -1,20 +1,18 @@
-"""Ball bounce (Fig. 4c): the ball flies diagonally, bounces off the edges at constant speed and stops at the first red target it meets.
+"""Ball bounce (Fig. 4c): the ball flies diagonally, bounces off the edges at constant speed and stops at the first red
+target it meets.
 
 The yellow cell behind the ball tells where it comes from. Difficulty: the least number of moves. Options: every
 target. Twin: the ball starts in another direction (the yellow cell moves)."""
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE, paced
-from .base import sample as _sample
 
-__all__ = ["sample"]
+STREAM = 9
+WORDS = "bounces until it meets a target"
 DIFFICULTIES, DIFFICULTY = (3, 5, 7, 9), 5
-sample = partial(_sample, "bounce")
 TARGETS, LONGEST = 4, 14
 
 
@@ -33,7 +31,8 @@ def flight(start: tuple[int, int], heading: tuple[int, int], moves: int) -> list
 def build(rng: np.random.Generator, difficulty: int, twin: bool):
     headings = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
     while True:
-        start = tuple(int(i) for i in rng.integers(1, CELLS - 1, size=2))
+        r, c = rng.integers(1, CELLS - 1, size=2)
+        start = int(r), int(c)
         first, second = (headings[i] for i in rng.permutation(4)[:2])
         paths = [flight(start, heading, LONGEST) for heading in (first, second)]
         ends = [path[int(rng.integers(difficulty, LONGEST + 1))] for path in paths]
@@ -41,9 +40,9 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
         targets = set(ends + cells)
         hits = [next(k for k, cell in enumerate(path) if cell in targets) for path in paths]
         tails = {(start[0] - a, start[1] - b) for a, b in (first, second)}
-        if len(targets) == TARGETS and min(hits) >= difficulty and paths[0][hits[0]] != paths[1][hits[1]]:
-            if not targets & (tails | {start}):
-                break
+        apart = paths[0][hits[0]] != paths[1][hits[1]] and not targets & (tails | {start})
+        if len(targets) == TARGETS and min(hits) >= difficulty and apart:
+            break
     heading, path = ((first, paths[0]), (second, paths[1]))[int(twin)]
     path = path[: hits[int(twin)] + 1]
     scene = np.full((CELLS, CELLS), TILE["floor"], np.uint8)
@@ -57,7 +56,6 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
             frame[tail] = TILE["yellow"]
         frame[path[k]] = TILE["ball_on_red"] if path[k] in targets else TILE["ball"]
         frames.append(frame)
-    frames = np.stack(frames)
 
     blank = scene.copy()
     if path[-1] != tail:
@@ -70,4 +68,4 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
 
     name = "target {0[0]},{0[1]}".format
     options = {name(t): stop(t) for t in sorted(targets)}
-    return "the ball bounces until it meets a target", {name(path[-1]): frames}, options, blank
+    return "the ball bounces until it meets a target", {name(path[-1]): np.stack(frames)}, options, blank

@@ -4,16 +4,13 @@ Difficulty: the number of shapes (3 to 6; all differ in form or colour). Twin: t
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE
-from .base import sample as _sample
 
-__all__ = ["sample"]
+STREAM = 4
+WORDS = "frame blue diamond triangle ring"
 DIFFICULTIES, DIFFICULTY = (3, 4, 5, 6), 5
-sample = partial(_sample, "find_shape")
 KINDS = [(colour, form) for colour in ("red", "blue") for form in ("diamond", "triangle", "ring")]
 AROUND = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))
 
@@ -23,7 +20,7 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
     shift = rng.integers(0, 2, size=2)
     places = [(1 + 3 * (i // 3) + shift[0], 1 + 3 * (i % 3) + shift[1]) for i in rng.permutation(9)[:difficulty]]
     scene = np.full((CELLS, CELLS), TILE["floor"], np.uint8)
-    for (colour, form), place in zip(kinds, places):
+    for (colour, form), place in zip(kinds, places, strict=True):
         scene[place] = TILE[f"{colour}_{form}"]
 
     def film(place):
@@ -35,5 +32,5 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
 
     names = [f"{colour} {form}" for colour, form in kinds]
     target = int(twin)
-    options = {name: film(place)[-1] for name, place in zip(names, places)}
+    options = {name: film(place)[-1] for name, place in zip(names, places, strict=True)}
     return f"frame the {names[target]}", {names[target]: film(places[target])}, options, scene

@@ -4,17 +4,14 @@ Difficulty: the least number of moves on the path. Options: the walk to every de
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE, timeline
-from .base import sample as _sample
 
-__all__ = ["sample"]
+STREAM = 0
+WORDS = "walk through the maze to the red goal"
 DIFFICULTIES, DIFFICULTY = (4, 6, 8, 10, 12), 6
 ROOMS = 4
-sample = partial(_sample, "maze")
 
 
 def carve(rng: np.random.Generator) -> np.ndarray:

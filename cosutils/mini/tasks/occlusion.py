@@ -4,16 +4,13 @@ Difficulty: the side of the block in cells. Options: every kind of small object.
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE
-from .base import sample as _sample
 
-__all__ = ["sample"]
+STREAM = 8
+WORDS = "block slides across small object"
 DIFFICULTIES, DIFFICULTY = (2, 3, 4), 3
-sample = partial(_sample, "occlusion")
 KINDS = ("ball", "red_diamond", "blue_triangle", "red_ring")
 
 

@@ -5,16 +5,13 @@ number of cells to the edge. Options: every place on the ball's line. Twin: the 
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE
-from .base import sample as _sample
 
-__all__ = ["sample"]
+STREAM = 7
+WORDS = "leaves right top left bottom comes back"
 DIFFICULTIES, DIFFICULTY = (1, 2, 3), 2
-sample = partial(_sample, "reappear")
 SIDES = ("right", "top", "left", "bottom")
 
 

@@ -5,16 +5,13 @@ Difficulty: the number of cells of the polyomino. Twin: the prompt names another
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE
-from .base import sample as _sample
 
-__all__ = ["sample"]
+STREAM = 6
+WORDS = "turn shape 90 180 270 degrees"
 DIFFICULTIES, DIFFICULTY = (4, 5, 6, 7, 8), 6
-sample = partial(_sample, "rotation")
 ANGLES = ("90", "180", "270")
 BOX = 5
 
@@ -47,6 +44,6 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
 
     pick = int((rng.integers(3) + int(twin) * rng.integers(1, 3)) % 3)
     films = [film(k + 1) for k in range(3)]
-    options = {f"{angle} degrees": f[-1] for angle, f in zip(ANGLES, films)}
+    options = {f"{angle} degrees": f[-1] for angle, f in zip(ANGLES, films, strict=True)}
     answer = f"{ANGLES[pick]} degrees"
     return f"turn the shape by {answer}", {answer: films[pick]}, options, films[pick][0]

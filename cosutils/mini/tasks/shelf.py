@@ -5,16 +5,13 @@ Difficulty: the number of levels. Twin: the prompt names another level."""
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE, paced
-from .base import sample as _sample
 
-__all__ = ["sample"]
+STREAM = 3
+WORDS = "carry ball first second third fourth level"
 DIFFICULTIES, DIFFICULTY = (2, 3, 4), 4
-sample = partial(_sample, "shelf")
 LEVELS = ("first", "second", "third", "fourth")
 
 

@@ -6,16 +6,13 @@ answer."""
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE
-from .base import sample as _sample
 
-__all__ = ["sample"]
+STREAM = 5
+WORDS = "continue pattern by rows columns"
 DIFFICULTIES, DIFFICULTY = (1, 2, 3), 3
-sample = partial(_sample, "size_pattern")
 PATTERNS = {
     "step": [(4, 3, 2, 1), (1, 2, 3, 4)],
     "alternate": [(a, b, a, b) for a in range(1, 5) for b in range(1, 5) if a != b],
@@ -41,7 +38,7 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
 
     scene = np.full((CELLS, CELLS), TILE["floor"], np.uint8)
     scene[4::5], scene[:, 4::5] = TILE["wall"], TILE["wall"]
-    for corner, size in zip(corners[:3], sizes):
+    for corner, size in zip(corners[:3], sizes[:3], strict=True):
         square(scene, corner, size)
 
     def film(size):

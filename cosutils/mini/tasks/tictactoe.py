@@ -5,16 +5,13 @@ they differ, so that the opponent's cell is a strong distractor. Twin: the other
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE
-from .base import sample as _sample
 
-__all__ = ["sample"]
+STREAM = 2
+WORDS = "purple yellow move and win"
 DIFFICULTIES, DIFFICULTY = (2, 3), 2
-sample = partial(_sample, "tictactoe")
 LINES = [*np.arange(9).reshape(3, 3), *np.arange(9).reshape(3, 3).T, np.array([0, 4, 8]), np.array([2, 4, 6])]
 PLAYERS = ("purple", "yellow")
 
@@ -22,7 +19,7 @@ PLAYERS = ("purple", "yellow")
 def wins(board: np.ndarray, player: int) -> list[int]:
     """Empty cells (0..8) that complete a line of `player`; board (9,) holds -1 empty, 0 or 1."""
     near = [line for line in LINES if (board[line] == player).sum() == 2]
-    return [cell for cell in np.flatnonzero(board < 0) if any(cell in line for line in near)]
+    return [int(cell) for cell in np.flatnonzero(board < 0) if any(cell in line for line in near)]
 
 
 def _paint(frame: np.ndarray, cell: int, tile: int, count: int = 4) -> None:
@@ -46,7 +43,7 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
     window = (slice(r, r + 8), slice(c, c + 8))
     scene[window][[2, 5]] = scene[window][:, [2, 5]] = TILE["wall"]
     for cell in np.flatnonzero(board >= 0):
-        _paint(scene[window], cell, TILE[PLAYERS[board[cell]]])
+        _paint(scene[window], int(cell), TILE[PLAYERS[board[cell]]])
 
     def film(cell):
         frames = np.repeat(scene[None], 17, 0)

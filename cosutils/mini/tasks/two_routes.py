@@ -4,17 +4,14 @@ Difficulty: how many cells one route is longer than the other (0: both are right
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ..world import CELLS, TILE
-from .base import sample as _sample
 from .maze import film
 
-__all__ = ["sample"]
+STREAM = 1
+WORDS = "short long route"
 DIFFICULTIES, DIFFICULTY = (0, 2, 4, 6), 2
-sample = partial(_sample, "two_routes")
 
 
 def _route(left: int, right: int, a: int, b: int, turn: int) -> list[tuple[int, int]]:
@@ -28,9 +25,9 @@ def _route(left: int, right: int, a: int, b: int, turn: int) -> list[tuple[int, 
 
 def build(rng: np.random.Generator, difficulty: int, twin: bool):
     while True:
-        left, right = rng.integers(0, 3), rng.integers(6, CELLS)
-        up, down = rng.integers(0, 3), rng.integers(7, CELLS)
-        a, b = rng.integers(up + 1, down, size=2)
+        left, right = int(rng.integers(0, 3)), int(rng.integers(6, CELLS))
+        up, down = int(rng.integers(0, 3)), int(rng.integers(7, CELLS))
+        a, b = map(int, rng.integers(up + 1, down, size=2))
         routes = {"upper": _route(left, right, a, b, up), "lower": _route(left, right, a, b, down)}
         gap = abs(len(routes["upper"]) - len(routes["lower"]))
         if (gap == 0) if difficulty == 0 else (gap >= difficulty):
