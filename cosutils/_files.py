@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-__all__ = ["read_json", "read_yaml", "sha256", "write", "write_json", "write_text"]
+__all__ = ["alive", "read_json", "read_yaml", "remove_leftovers", "sha256", "write", "write_json", "write_text"]
 
 
 def sha256(path: Path) -> str:
@@ -37,6 +38,25 @@ def write(path: Path, fill: Callable[[Path], Any]) -> str:
     finally:
         temporary.unlink(missing_ok=True)
     return digest
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine has the number `pid`."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `write` in `folder` whose process was one of this machine and is no more."""
+    ours = re.compile(rf"\..+\.{re.escape(os.uname().nodename)}-(\d{{1,9}})\.tmp(\.\w+)?")
+    for name in os.listdir(folder):
+        if (found := ours.fullmatch(name)) and not alive(int(found[1])):
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> str:
