@@ -18,23 +18,21 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cosutils.metrics import bootstrap_interval
 from cosutils.report.results import record_numbers
 from cosutils.scale import cluster
-from cosutils.scale.spec import complete, run_one
+from cosutils.scale.spec import Spec, run_one
 
 BAR = 1.8
 NICE = "RAY_worker_niceness"  # Ray's own setting, 15 unless set: behind all other work of the machine
 
 
-def timed_run(spec: Mapping[str, Any], out: Path) -> None:
+def timed_run(spec: Spec, out: Path) -> None:
     """Do one run and note when this process ended it."""
     run_one(spec, out)
     with (out / f"{os.getpid()}.ends").open("a") as file:
@@ -46,7 +44,7 @@ def rate(engine: str, workers: int, runs: int, steps: int) -> float:
     ended its last; `runs` a worker.
     """
     specs = [
-        complete({"model": "cos-mini", "preset": "mini", "task": "maze", "seed": seed, "steps": steps})
+        Spec(model="cos-mini", preset="mini", task="maze", seed=seed, steps=steps)
         for seed in range(runs * workers)
     ]
     with tempfile.TemporaryDirectory() as folder:
