@@ -1,4 +1,4 @@
-"""How much faster two workers of a sweep are than one: throughput of `cosutils.scale.cluster`'s engines on this machine.
+"""How much faster two workers of a sweep are than one: throughput of `cosutils.scale.cluster`'s engines here.
 
     python -m benchmarks.sweep                       # engines local and, if it is installed, ray
     python -m benchmarks.sweep --engines ray --runs 40 --repeats 5 --out runs
@@ -44,8 +44,7 @@ def rate(engine: str, workers: int, runs: int, steps: int) -> float:
     ended its last; `runs` a worker.
     """
     specs = [
-        Spec(model="cos-mini", preset="mini", task="maze", seed=seed, steps=steps)
-        for seed in range(runs * workers)
+        Spec(model="cos-mini", preset="mini", task="maze", seed=seed, steps=steps) for seed in range(runs * workers)
     ]
     with tempfile.TemporaryDirectory() as folder:
         for spec, error in cluster.ENGINES[engine](partial(timed_run, out=Path(folder)), specs, workers):

@@ -245,7 +245,8 @@ def test_samples_of_several_lengths_are_one_condition(sample):
 def test_content_decides_the_name_and_the_place_does_not(model, sample, tmp_path):
     spec = {"model": str(model), "preset": "paper", "sample": str(sample), "size": 32}
     first = key(spec)
-    moved = {"model": str(tmp_path / "elsewhere" / "model"), "sample": str(tmp_path / "elsewhere" / Path(*sample.parts[-3:]))}
+    there = tmp_path / "elsewhere"
+    moved = {"model": str(there / "model"), "sample": str(there / Path(*sample.parts[-3:]))}
     shutil.copytree(model, moved["model"])
     shutil.copytree(sample, moved["sample"])
     assert key(spec | moved) == first
@@ -364,11 +365,16 @@ def test_a_damaged_result_is_named(tmp_path):
     study = read(file)
     path = run_one(study.specs[0], study.out)
     assert summary(study).startswith("  ")
-    for folder, text in (("runs", '{"spec": {}, "val'), ("runs", "[]"), ("timings", ""), ("timings", '{"seconds": 0, "steps": 1}')):
+    damages = [
+        ("runs", '{"spec": {}, "val'),
+        ("runs", "[]"),
+        ("timings", ""),
+        ("timings", '{"seconds": 0, "steps": 1}'),
+    ]
+    for folder, text in damages:
         damaged = study.out / folder / path.name
         whole = damaged.read_bytes()
         damaged.write_text(text)
         with pytest.raises(ValueError, match=f"damaged file, .*{damaged}"):
             (summary if folder == "runs" else status)(study)
         damaged.write_bytes(whole)
-

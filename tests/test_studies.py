@@ -1,8 +1,8 @@
 """The studies of the paper's model, and the guide that runs them: what can be tried without its weights is tried here.
 
 Stand-ins, where the text of a study or a command is changed: the model is a tiny two-expert pipeline in a folder, the
-device the CPU, the films are small and short, the benchmark is the five samples of `data/vbvr-samples`, and the official
-scorer is that of `test_official`. Files, commands and code are those of `data/studies` and of page 14.
+device the CPU, the films are small and short, the benchmark is the five samples of `data/vbvr-samples`, and the
+official scorer is that of `test_official`. Files, commands and code are those of `data/studies` and of page 14.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def small(place, model):
-    """Makes a study small: writes a copy with a stand-in model on the CPU and the given fields, and returns its file."""
+    """Makes a study small: writes a copy with a stand-in model on the CPU and the given fields; returns its file."""
 
     def change(name: str, **fields) -> Path:
         given = yaml.safe_load((ROOT / "data" / "studies" / f"{name}.yaml").read_text())
@@ -163,7 +163,9 @@ def test_noise_and_ensembles_run_as_the_studies_write_them(small, place, capsys)
     assert len(list(place.glob("runs/sweeps/vbvr/studies/*/answers/*"))) == 6 + 4
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if "cosutils.scale.sweep" in line and "status" not in line])
+@pytest.mark.parametrize(
+    "command", [line for line in COMMANDS if "cosutils.scale.sweep" in line and "status" not in line]
+)
 def test_a_sweep_command_of_the_guide_is_understood(command, place, capsys):
     words = shlex.split(command)
     assert main([*words[words.index("cosutils.scale.sweep") + 1 :], "--dry-run"]) == 0
