@@ -1,4 +1,4 @@
-"""How much faster two workers of a sweep are than one: throughput of `cosutils.scale.cluster`'s engines on this machine.
+"""How much faster two workers of a sweep are than one: throughput of `cosutils.scale.cluster`'s engines here.
 
     python -m benchmarks.sweep                       # engines local and, if it is installed, ray
     python -m benchmarks.sweep --engines ray --runs 40 --repeats 5 --out runs
@@ -18,23 +18,21 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cosutils.metrics import bootstrap_interval
 from cosutils.report.results import interval_text, record_numbers
 from cosutils.scale import cluster
-from cosutils.scale.spec import complete, run_one
+from cosutils.scale.spec import Spec, run_one
 
 BAR = 1.8
 NICE = "RAY_worker_niceness"  # Ray's own setting, 15 unless set: behind all other work of the machine
 
 
-def timed_run(spec: Mapping[str, Any], out: Path) -> None:
+def timed_run(spec: Spec, out: Path) -> None:
     """Do one run and note when this process ended it."""
     run_one(spec, out)
     with (out / f"{os.getpid()}.ends").open("a") as file:
@@ -46,8 +44,7 @@ def rate(engine: str, workers: int, runs: int, steps: int) -> float:
     ended its last; `runs` a worker.
     """
     specs = [
-        complete({"model": "cos-mini", "preset": "mini", "task": "maze", "seed": seed, "steps": steps})
-        for seed in range(runs * workers)
+        Spec(model="cos-mini", preset="mini", task="maze", seed=seed, steps=steps) for seed in range(runs * workers)
     ]
     with tempfile.TemporaryDirectory() as folder:
         for spec, error in cluster.ENGINES[engine](partial(timed_run, out=Path(folder)), specs, workers):

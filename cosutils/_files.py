@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +17,8 @@ import yaml
 from safetensors import SafetensorError
 
 __all__ = [
-    "new_folder", "read_json", "read_yaml", "restore_folder", "sha256", "writable_folder", "write", "write_all",
-    "write_json", "write_text",
+    "alive", "new_folder", "read_json", "read_yaml", "remove_leftovers", "restore_folder", "sha256", "writable_folder",
+    "write", "write_all", "write_json", "write_text",
 ]  # fmt: skip
 
 
@@ -55,6 +56,25 @@ def write_all(files: Mapping[Path, Callable[[Path], Any]]) -> None:
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine has the number `pid`."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `write` in `folder` whose process was one of this machine and is no more."""
+    ours = re.compile(rf"\..+\.{re.escape(os.uname().nodename)}-(\d{{1,9}})\.tmp(\.\w+)?")
+    for name in os.listdir(folder):
+        if (found := ours.fullmatch(name)) and not alive(int(found[1])):
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> str:

@@ -472,28 +472,54 @@ CHANGES = {
         "test_films.py::test_films_are_square_short_groups_and_keep_their_colours",
     ),
     "the same noise for every puzzle of a sweep": Change(
-        "scale/conditions.py", ' treatment(spec), spec["noise_seed"] + spec.get("seed", 0)', ' treatment(spec), spec["noise_seed"]',
-        "test_sweep.py::test_a_run_is_the_call_it_describes",
+        "scale/spec.py", "return self.noise_seed + (self.seed or 0)", "return self.noise_seed",
+        "test_spec.py::test_a_run_is_the_call_it_describes",
     ),
     "an ensemble of one seed": Change(
-        "scale/conditions.py", "seeded(range(first, first + what.size))", "seeded([first] * what.size)",
-        "test_sweep.py::test_ensembles_are_the_calls_they_describe",
+        "scale/conditions.py", "seeded(range(seed, seed + what.size))", "seeded([seed] * what.size)",
+        "test_spec.py::test_ensembles_are_the_calls_they_describe",
     ),
     "noise that is put in without the rounding of a full run": Change(
         "hooks/inject.py", "return replaced[0].to(model.dtype), replaced[1]", "return replaced",
         "test_inject.py::test_a_run_from_the_noise_on_equals_the_full_one[a14b-euler-bfloat16]",
     ),
     "estimates that a measure needs left out": Change(
-        "scale/conditions.py", ' and "commitment" not in spec["measures"]', "",
-        "test_sweep.py::test_the_effort_counts_the_steps_that_are_computed",
+        "scale/conditions.py", " and not estimates", "",
+        "test_spec.py::test_the_effort_counts_the_steps_that_are_computed",
     ),
     "a name that does not know the weights": Change(
-        "scale/spec.py", "{hashlib.file_digest(file, 'sha256').hexdigest()}", "",
-        "test_sweep.py::test_changed_weights_and_changed_samples_change_the_name",
+        "scale/spec.py", 'f"{name} {sha256(path)}\\n"', 'f"{name}\\n"',
+        "test_spec.py::test_content_decides_the_name_and_the_place_does_not",
+    ),
+    "a name that knows where the files lie": Change(
+        "scale/spec.py", 'not in ("model", "sample", "lora")}', 'not in ("model", "lora")}',
+        "test_spec.py::test_content_decides_the_name_and_the_place_does_not",
+    ),
+    "an axis left out of the labels": Change(
+        "scale/study.py", '(*CASES, *without, "condition") and', '(*CASES, *without, "condition", "frames") and',
+        "test_spec.py::test_every_field_decides_the_name_and_tells_conditions_apart",
+    ),
+    "one place for all studies of a name": Change(
+        "scale/study.py", 'f"{self.name}-{digest[:8]}"', "self.name",
+        "test_sweep.py::test_studies_with_one_out_keep_their_own",
+    ),
+    "two models in memory": Change(
+        "scale/spec.py", "        _loaded.clear()\n", "", "test_spec.py::test_only_one_model_is_in_memory",
+    ),
+    "the first GPU for every worker": Change(
+        "scale/spec.py", 'f"cuda:{torch.cuda.current_device()}"', '"cuda"',
+        "test_spec.py::test_a_model_is_loaded_on_the_gpu_of_its_worker[model]",
+    ),
+    "temporary files of other processes removed": Change(
+        "_files.py", " and not alive(int(found[1]))", "", "test_sweep.py::test_temporary_files_of_others_stay"
+    ),
+    "no copy where links are refused": Change(
+        "scale/sweep.py", "shutil.copyfile(video, part)", "part.touch()",
+        "test_sweep.py::test_videos_are_copied_where_the_file_system_has_no_links",
     ),
     "the first frame compared with the true last one": Change(
         "scale/spec.py", "np.abs(film[-1] - sample.video[-1])", "np.abs(film[0] - sample.video[-1])",
-        "test_sweep.py::test_a_measure_against_the_true_last_frame",
+        "test_spec.py::test_a_measure_against_the_true_last_frame",
     ),
     "a scorer that failed let pass": Change(
         "vbvr/official.py", 'if sample["error"] is not None:', 'if sample["error"] == 0:',

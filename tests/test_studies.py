@@ -1,8 +1,8 @@
 """The studies of the paper's model, and the guide that runs them: what can be tried without its weights is tried here.
 
 Stand-ins, where the text of a study or a command is changed: the model is a tiny two-expert pipeline in a folder, the
-device the CPU, the films are small and short, the benchmark is the five samples of `data/vbvr-samples`, and the official
-scorer is that of `test_official`. Files, commands and code are those of `data/studies` and of page 14.
+device the CPU, the films are small and short, the benchmark is the five samples of `data/vbvr-samples`, and the
+official scorer is that of `test_official`. Files, commands and code are those of `data/studies` and of page 14.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from test_official import STAND_IN
 
 import cosutils as cos
 from cosutils import vbvr
-from cosutils.scale.spec import complete
-from cosutils.scale.sweep import main, read
+from cosutils.scale.study import read
+from cosutils.scale.sweep import main
 from tiny import saved
 
 pytestmark = pytest.mark.slow
@@ -63,10 +63,15 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A stand-in for the paper's model."""
+    return saved("a14b", tmp_path_factory.mktemp("model"))
+
+
 @pytest.fixture
-def small(place):
-    """Makes a study small: writes a copy with a stand-in model on the CPU and the given fields, and returns its file."""
-    model = saved("a14b", place / "model")
+def small(place, model):
+    """Makes a study small: writes a copy with a stand-in model on the CPU and the given fields; returns its file."""
 
     def change(name: str, **fields) -> Path:
         given = yaml.safe_load((ROOT / "data" / "studies" / f"{name}.yaml").read_text())
@@ -94,28 +99,28 @@ def test_the_price_of_a_study_is_told_without_the_weights(name, place, capsys):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_asks_for_the_authors_settings(name, place):
-    for spec in read(f"data/studies/{name}.yaml")["specs"]:
-        assert (spec["model"], spec["preset"], spec["steps"], spec["size"]) == (WEIGHTS, "paper", 50, 480)
-        if "sample" in spec:
-            assert spec["keep"] == "video" and (spec["frames"] - 1) % 4 == 0
+    for spec in read(f"data/studies/{name}.yaml").specs:
+        assert (spec.model, spec.preset, spec.steps, spec.size) == (WEIGHTS, "paper", 50, 480)
+        if spec.sample is not None:
+            assert spec.keep == "video" and (spec.frames - 1) % 4 == 0
 
 
 def test_the_noise_study_has_every_step_and_frames_that_all_films_have(place):
-    specs = read("data/studies/noise.yaml")["specs"]
-    conditions = {spec["condition"] for spec in specs}
+    specs = read("data/studies/noise.yaml").specs
+    conditions = {spec.condition for spec in specs}
     assert {f"noise_at_step {step}" for step in range(50)} | {"plain"} < conditions
-    latent = min((spec["frames"] - 1) // 4 + 1 for spec in specs)
+    latent = min((spec.frames - 1) // 4 + 1 for spec in specs)
     assert max(int(name.split()[1]) for name in conditions if name.startswith("noise_at_frame")) < latent
 
 
 def test_studies_on_the_benchmark_share_what_they_have_run(place):
     plans = {name: read(f"data/studies/{name}.yaml") for name in ("benchmark", "members", "ensemble", "noise")}
-    assert len({plan["out"] for plan in plans.values()}) == 1
-    (plain,) = plans["benchmark"]["specs"][:1]
-    assert plain in plans["noise"]["specs"] and plain not in plans["members"]["specs"]
+    assert len({plan.out for plan in plans.values()}) == 1
+    (plain,) = plans["benchmark"].specs[:1]
+    assert plain in plans["noise"].specs and plain not in plans["members"].specs
     # members of an ensemble of 3: noise seeds 1, 2 and 3
-    members = {spec["noise_seed"] for name in ("benchmark", "members") for spec in plans[name]["specs"]}
-    assert members == {1, 2, 3} and {spec["noise_seed"] for spec in plans["ensemble"]["specs"]} == {1}
+    members = {spec.noise_seed for name in ("benchmark", "members") for spec in plans[name].specs}
+    assert members == {1, 2, 3} and {spec.noise_seed for spec in plans["ensemble"].specs} == {1}
 
 
 def test_the_benchmark_goes_in_and_its_score_comes_out(small, place, monkeypatch, capsys):
@@ -129,7 +134,9 @@ def test_the_benchmark_goes_in_and_its_score_comes_out(small, place, monkeypatch
     assert main([str(study), "--dry-run"]) == 0
     assert "2 runs, 1 finished, 1 to do" in capsys.readouterr().out
     assert main([str(study)]) == 0
-    assert "videos: runs/sweeps/vbvr/answers/plain" in capsys.readouterr().out
+    assert re.search(r"^videos: runs/sweeps/vbvr/studies/benchmark-\w{8}/answers/plain$", capsys.readouterr().out, re.M)
+    assert main([str(study), "status"]) == 0
+    assert re.match(r"benchmark-\w{8}: 2 runs, 2 done, 0 running, 0 failed, 0 to do\n", capsys.readouterr().out)
     kit = place / "kit"
     (kit / "cv2").mkdir(parents=True)
     (kit / "cv2" / "__init__.py").write_text('__version__ = "4.13.0"\n')
@@ -137,7 +144,8 @@ def test_the_benchmark_goes_in_and_its_score_comes_out(small, place, monkeypatch
     monkeypatch.setenv("VBVR_EVALKIT", str(kit))
     monkeypatch.setenv("PYTHONPATH", str(kit))
     (code,) = (found for block in blocks("bash") for found in re.findall(r"<<'END'\n(.*?)\nEND", block, re.S))
-    exec(compile(code, "guide", "exec"), {})
+    assert "data/studies/benchmark.yaml" in code
+    exec(compile(code.replace("data/studies/benchmark.yaml", str(study)), "guide", "exec"), {})
     table = capsys.readouterr().out
     for role in ("plain", "ground truth", "frozen first frame", "noise"):
         assert re.search(rf"^{role} .*2 puzzles$", table, re.M), table
@@ -154,10 +162,12 @@ def test_noise_and_ensembles_run_as_the_studies_write_them(small, place, capsys)
     shallow = [text.replace("20-29", "1-2").replace("5-14", "0-1") for text in conditions["ensemble"]]  # of four blocks
     assert main([str(small("ensemble", size=16, steps=7, sample=sample, condition=shallow))]) == 0
     assert "failed" not in capsys.readouterr().out
-    assert len(list(place.glob("runs/sweeps/vbvr/answers/*"))) == 6 + 4
+    assert len(list(place.glob("runs/sweeps/vbvr/studies/*/answers/*"))) == 6 + 4
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if "cosutils.scale.sweep" in line])
+@pytest.mark.parametrize(
+    "command", [line for line in COMMANDS if "cosutils.scale.sweep" in line and "status" not in line]
+)
 def test_a_sweep_command_of_the_guide_is_understood(command, place, capsys):
     words = shlex.split(command)
     assert main([*words[words.index("cosutils.scale.sweep") + 1 :], "--dry-run"]) == 0
@@ -220,7 +230,7 @@ def test_the_guide_counts_what_the_files_say(place):
     full = stored["provenance"]["full"]
     assert set(full) == set(STUDIES)
     for name, cases in full.items():
-        specs = read(f"data/studies/{name}.yaml")["specs"]
-        found = {spec.get("sample") or (spec["task"], spec["seed"]) for spec in specs}
+        specs = read(f"data/studies/{name}.yaml").specs
+        found = {spec.sample or (spec.task, spec.seed) for spec in specs}
         assert stored["numbers"][f"{name}/runs"]["value"] == len(specs) * cases / len(found)
-    assert len(vbvr.read("vbvr-bench")) == 5 and complete(read("data/studies/puzzles.yaml")["specs"][0])["frames"] == 81
+    assert len(vbvr.read("vbvr-bench")) == 5 and read("data/studies/puzzles.yaml").specs[0].frames == 81

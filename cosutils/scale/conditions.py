@@ -14,7 +14,6 @@ noise_seed + k; the film of the first one is kept.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from ..hooks.inject import Edit, from_noise, inject, noise_at_frame, noise_at_st
 from ..hooks.record import Run, record
 from ..pipelines.loading import seeded
 
-__all__ = ["CONDITIONS", "Merge", "effort", "films", "treatment"]
+__all__ = ["CONDITIONS", "Merge", "films", "numbers", "steps_computed", "treatment"]
 
 CONDITIONS = {
     "plain": None,
@@ -48,11 +47,13 @@ class Merge:
     steps: tuple[int, ...]
 
 
-def treatment(spec: Mapping[str, Any]) -> Edit | Merge | None:
-    """What the condition of a spec asks for; None for a plain run."""
-    condition, steps = str(spec["condition"]), spec["steps"]
+def treatment(condition: str, steps: int, latent_frames: int, seed: int) -> Edit | Merge | None:
+    """What `condition` asks for in a run of `steps` and so many latent frames; None for a plain run.
+
+    seed: of the noise that is put in. ValueError for an unknown condition, or a step or frame that is not there.
+    """
     if merged := MERGED.fullmatch(condition):
-        what = Merge(merged[1] != "ensemble", int(merged[2]), _numbers(merged[3]), _numbers(merged[4]))
+        what = Merge(merged[1] != "ensemble", int(merged[2]), numbers(merged[3]), numbers(merged[4]))
         if what.size < 1:
             raise ValueError(f"condition {condition!r}: an ensemble has 1 seed or more")
         if (last := max(what.steps)) >= steps - what.single:
@@ -63,29 +64,29 @@ def treatment(spec: Mapping[str, Any]) -> Edit | Merge | None:
     if name not in CONDITIONS or (name == "plain") != (number == "") or not (number == "" or number.isdecimal()):
         forms = ", ".join(form if form == "plain" else f"'{form} K'" for form in CONDITIONS)
         raise ValueError(
-            f"unknown condition {spec['condition']!r}; allowed are {forms} with a whole number K, and "
+            f"unknown condition {condition!r}; allowed are {forms} with a whole number K, and "
             "'ensemble K layers L steps S', 'merge_then_single K layers L steps S' with L and S such as 20-29 or 0,2"
         )
     if name == "plain":
         return None
-    if name != "noise_at_frame" and int(number) >= steps:
-        raise ValueError(f"condition {condition!r}: a run of {steps} steps has steps 0..{steps - 1}")
-    return CONDITIONS[name](int(number), spec["noise_seed"] + spec.get("seed", 0))
+    what, count = ("latent frames", latent_frames) if name == "noise_at_frame" else ("steps", steps)
+    if int(number) >= count:
+        raise ValueError(f"condition {condition!r}: a run of {count} {what} has {what} 0..{count - 1}")
+    return CONDITIONS[name](int(number), seed)
 
 
-def effort(spec: Mapping[str, Any]) -> int:
-    """Steps of one film that the run of a completed `spec` computes: what its time is counted in.
+def steps_computed(what: Edit | Merge | None, steps: int, estimates: bool) -> int:
+    """Steps of one film that a run of `steps` computes: what its time is counted in.
 
-    A run with noise at step i begins there (see `inject.from_noise`), unless a measure needs all its estimates.
+    A run with noise at step i begins there (see `inject.from_noise`), unless its `estimates` are all needed.
     """
-    what, steps = treatment(spec), spec["steps"]
     if isinstance(what, Merge):
         together = max(what.steps) + 1 if what.single else steps
         return what.size * together + steps - together
-    return steps - what.step if _begins_in_noise(spec, what) else steps
+    return steps - what.step if _begins_in_noise(what, estimates) else steps
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
     """The numbers that such as 0,4-6 names; ValueError for anything else."""
     found: list[int] = []
     for part in text.split(","):
@@ -96,27 +97,27 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _begins_in_noise(spec: Mapping[str, Any], what: Edit | Merge | None) -> bool:
-    """Whether no step before the condition can matter: all frames are replaced, and no measure looks at these steps."""
-    noise = isinstance(what, Edit) and what.frame is None and not what.keep_estimate
-    return noise and "commitment" not in spec["measures"]
+def _begins_in_noise(what: Edit | Merge | None, estimates: bool) -> bool:
+    """Whether no step before the condition can matter: all frames are replaced, and nobody looks at these steps."""
+    return isinstance(what, Edit) and what.frame is None and not what.keep_estimate and not estimates
 
 
-def films(pipe: DiffusionPipeline, spec: Mapping[str, Any], call: dict[str, Any]) -> tuple[np.ndarray, Run]:
-    """Films (K, T, H, W, 3) of the run, K = 1 but for "ensemble", and its recording."""
-    what, first = treatment(spec), spec["noise_seed"] + spec.get("seed", 0)
-    call |= {"generator": seeded(first), "output_type": "np"}
-    keep = ("x0",) if "commitment" in spec["measures"] else ()
+def films(
+    pipe: DiffusionPipeline, what: Edit | Merge | None, seed: int, call: dict[str, Any], estimates: bool
+) -> tuple[np.ndarray, Run]:
+    """Films (K, T, H, W, 3) of the run, K = 1 but for "ensemble", and its recording, with x0 for `estimates`."""
+    call |= {"generator": seeded(seed), "output_type": "np"}
+    keep = ("x0",) if estimates else ()
     if isinstance(what, Merge):
         merging = {"layers": what.layers, "steps": what.steps}
-        call |= {"prompt": [call["prompt"]] * what.size, "generator": seeded(range(first, first + what.size))}
+        call |= {"prompt": [call["prompt"]] * what.size, "generator": seeded(range(seed, seed + what.size))}
         if what.single:
             output, run = merge_then_single(pipe, **merging, **call)
             return output.frames, run
         with ensemble(pipe, **merging), record(pipe, keep=keep) as run:
             return pipe(**call).frames, run
     with record(pipe, keep=keep) as run:
-        if _begins_in_noise(spec, what):
+        if _begins_in_noise(what, estimates):
             return from_noise(pipe, what, **call).frames, run
         with inject(pipe, what) if what else nullcontext():
             return pipe(**call).frames, run
