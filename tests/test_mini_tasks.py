@@ -235,6 +235,7 @@ def test_read_inverts_draw():
         (lambda: tasks.sample("maze", -1), "a seed must be 0 or more, got -1"),
         (lambda: tasks.sample("maze", "7"), "a seed must be an integer, got '7'"),
         (lambda: tasks.sample("maze", 1.0), "a seed must be an integer, got 1.0"),
+        (lambda: tasks.sample("maze", 0, 6.0), "a difficulty must be an integer, got 6.0"),
         (lambda: tasks.sample("maze", 0, 5), r"maze has difficulties \[4, 6, 8, 10, 12\], got 5"),
         (lambda: tasks.sample("maze", 0).score(np.zeros((16, 80, 80, 3))), "a maze film has shape"),
         (lambda: tasks.sample("maze", 0).candidates(np.zeros((40, 40, 3))), "the last frame of a maze film"),

@@ -365,16 +365,11 @@ def test_training_begins_from_nothing(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("within", ["seed", "content"])
-def test_a_model_is_chosen_on_validation_puzzles(run, within, monkeypatch):
+def test_a_model_is_chosen_on_validation_puzzles(run, within):
     """Neither a report puzzle nor a training one, and by content none of their parts."""
-    asked = []
-    monkeypatch.setattr(
-        train, "scores", lambda pipe, samples, steps: asked.extend(samples) or [tasks.Score(0, False, {})] * 2
-    )
-    with train.processes() as (rank, ranks):
-        train.validate(None, dataclasses.replace(run, split=within), 1, rank, ranks)
-    assert all(p.seed in split.VALIDATION for p in asked)
-    assert within == "seed" or {split.part(p) for p in asked} == {"validation"}
+    puzzles = train.validation(dataclasses.replace(run, split=within))
+    assert len(puzzles) == 2 and all(p.seed in split.VALIDATION for p in puzzles)
+    assert within == "seed" or {split.part(p) for p in puzzles} == {"validation"}
 
 
 # ---------------------------------------------------------------- scores

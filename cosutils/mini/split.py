@@ -106,8 +106,12 @@ def main() -> None:
     try:
         for name in tasks.NAMES:
             c = count(name, args.draws, args.puzzles)
-            how = f"counted in {c.draws:,} seeds" if c.exact else f"at least; {c.seen:,} seen in {c.draws:,} seeds"
-            print(f"| {name} | {c.total:,.0f} | {how} | {c.shared / c.report:.0%} of {c.report} |", flush=True)
+            found, how = f"{c.total:,.0f}", f"Chao1, at least; {c.seen:,} seen in {c.draws:,} seeds"
+            if c.exact:
+                how = f"counted in {c.draws:,} seeds"
+            elif c.seen == c.draws:
+                found, how = f"many more than {c.seen:,}", f"no two alike in {c.draws:,} seeds"
+            print(f"| {name} | {found} | {how} | {c.shared / c.report:.0%} of {c.report} |", flush=True)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
 

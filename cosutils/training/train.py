@@ -257,10 +257,14 @@ def fastest(model, batch: int, device: torch.device, precision: str) -> Pace:
     return Pace(best[0], kernels[best[1]])
 
 
-def validate(pipe, plan: Plan, steps: int, rank: int, ranks: int) -> dict[str, list[float]]:
-    """Mean score and solve rate of every task on validation puzzles, shared out over the processes."""
+def validation(plan: Plan) -> list[tasks.Sample]:
+    """The puzzles that a model is looked at with while it is trained: `VALIDATED` of each task."""
     within = "validation" if plan.split == "content" else None
-    puzzles = [p for name in plan.weights for p in split.draw(name, split.VALIDATION, VALIDATED, within)]
+    return [p for name in plan.weights for p in split.draw(name, split.VALIDATION, VALIDATED, within)]
+
+
+def validate(pipe, puzzles: list[tasks.Sample], steps: int, rank: int, ranks: int) -> dict[str, list[float]]:
+    """Mean score and solve rate of every task on `puzzles`, shared out over the processes."""
     mine = puzzles[rank::ranks]
     gathered: list[Any] = [None] * ranks
     found = scores(pipe, mine, steps)
@@ -270,7 +274,7 @@ def validate(pipe, plan: Plan, steps: int, rank: int, ranks: int) -> dict[str, l
     def mean(name: str, column: int) -> float:
         return round(float(np.mean([row[column] for row in rows if row[0] == name])), 3)
 
-    return {name: [mean(name, 1), mean(name, 2)] for name in plan.weights}
+    return {name: [mean(name, 1), mean(name, 2)] for name in dict.fromkeys(p.task for p in puzzles)}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -390,7 +394,7 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
     data = Puzzles(plan.weights, plan.batch, rank, ranks, seen, by_content)
     workers = 0 if device.type == "cpu" else min(14, (os.cpu_count() or 1) - 1)
     loader = iter(DataLoader(data, batch_size=None, num_workers=workers))
-    embeds: dict[str, torch.Tensor] = {}
+    held_out, embeds = validation(plan), dict[str, torch.Tensor]()
     generator = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + seen + rank)
     began, seen_before, smooth = time.monotonic(), seen, None
     while seen < samples:
@@ -431,7 +435,7 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
         if seen // plan.every > before // plan.every or seen >= samples:
             mean.module.eval()
             with pace(device):
-                one, many = (validate(pipe, plan, n, rank, ranks) for n in (1, 10 if tutor is None else 4))
+                one, many = (validate(pipe, held_out, n, rank, ranks) for n in (1, 10 if tutor is None else 4))
             if rank == 0:
                 speed = (seen - seen_before) / (time.monotonic() - began)
                 row = dict(seen=seen, loss=round(smooth, 4), per_second=round(speed, 1), one_step=one)

@@ -186,7 +186,7 @@ def sample(
     """
     task = get(name)
     seed = whole(seed, "a seed", least=0)
-    difficulty = task.DIFFICULTY if difficulty is None else difficulty
+    difficulty = task.DIFFICULTY if difficulty is None else whole(difficulty, "a difficulty")
     if difficulty not in task.DIFFICULTIES:
         raise ValueError(f"{name} has difficulties {list(task.DIFFICULTIES)}, got {difficulty!r}")
     world.check_size(pixels, frames)
