@@ -143,6 +143,7 @@ def test_a_run_that_was_killed_while_it_replaced_its_model_goes_on(copied):
     """Between the two renamings neither the old model nor the new one has the name `model`."""
     (copied.out / "model").rename(copied.out / ".model.before")
     (copied.out / ".model.part").mkdir()
+    (copied.out / f".checkpoint.{os.uname().nodename}-{2**22}.tmp.pt").touch()
     train.train(dataclasses.replace(copied, samples=208, every=16))
     assert [row["seen"] for row in train.read_log(copied.out / "log.jsonl")] == [96, 192, 208]
     assert sorted(path.name for path in copied.out.iterdir()) == ["checkpoint.pt", "log.jsonl", "model"]

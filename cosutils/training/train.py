@@ -35,7 +35,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset
 
 from .._check import whole
-from .._files import new_folder, restore_folder, sha256, writable_folder, write, write_text
+from .._files import new_folder, remove_leftovers, restore_folder, sha256, writable_folder, write, write_text
 from ..mini import split, tasks, text
 from ..mini.codec import PatchCodec
 from ..mini.model import build_pipeline, build_transformer, condition, teach
@@ -358,7 +358,7 @@ def train(plan: Plan) -> None:
     nothing saved, at the first step whose loss or gradient is not finite.
     """
     state, rows = resumed(plan)
-    writable_folder(plan.out)
+    remove_leftovers(writable_folder(plan.out))
     with processes() as (rank, ranks):
         _train(plan, state, rows, rank, ranks)
 
