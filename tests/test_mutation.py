@@ -550,10 +550,6 @@ CHANGES = {
         "mini/tasks/base.py", "last.reshape(-1)[where] - blank", "last.reshape(-1)[where]",
         "test_mini_tasks.py::test_candidates_recover_the_weights_of_a_mixture[maze]",
     ),
-    "a prompt that names the other player": Change(
-        "mini/tasks/tictactoe.py", 'return f"{PLAYERS[player]} to move', 'return f"{PLAYERS[1 - player]} to move',
-        SOLVER.format("tictactoe"),
-    ),
     "a prompt that names the other route": Change(
         "mini/tasks/two_routes.py", "'short' if want_short else 'long'", "'long' if want_short else 'short'",
         SOLVER.format("two_routes"),
