@@ -31,7 +31,7 @@ from torch import Tensor
 from .. import __version__
 from .._check import is_whole, whole
 from .._files import read_json, sha256, write_all
-from ..pipelines.arguments import plain
+from ..pipelines.arguments import is_finite, plain
 from ..pipelines.check import experts, model_name
 from ..pipelines.families import family_of
 from ..pipelines.families.base import Flow
@@ -127,6 +127,8 @@ class Run:
         count = self.info["num_frames"]
         with torch.no_grad():
             pixels = [_pixels(pipe, part, count, frames) for part in x0.flatten(0, 1).split(batch)]
+        if not all(map(is_finite, pixels)):
+            raise ValueError("the decoded film holds NaN or infinity: look at the weights and the dtype of the VAE")
         return torch.cat(pixels).unflatten(0, x0.shape[:2])
 
     def rows(self, rows: Sequence[int]) -> Run:
