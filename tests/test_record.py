@@ -397,6 +397,9 @@ def test_unknown_steps_frames_and_batches_are_refused():
         run.decode([0], batch=0)
     with pytest.raises(ValueError, match="no steps to decode: steps is empty"):
         run.decode([])
+    pipe.vae.decoder.conv_out.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="the decoded film holds NaN or infinity"):
+        run.decode([0])
     with pytest.raises(TypeError, match="step must be an integer, got 1.5"):
         resume(pipe, run, 1.5, **tiny.call())
 

@@ -32,6 +32,7 @@ from ..pipelines.families import Call, family_of
 __all__ = ["Hub", "Tap", "tapped"]
 
 _swapping = threading.Lock()
+_Mixin: Any = object  # stands for the class that a mixin is put before
 
 
 class Tap:
@@ -79,12 +80,12 @@ class Hub:
         self.state: Tensor | None = None
         self.forget()
 
-    def __deepcopy__(self, memo: dict) -> Hub:
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Hub:
         return self  # a pipeline that copies its scheduler keeps reporting here
 
     def forget(self) -> None:
         """No call is running."""
-        self.arguments: dict[str, Any] | None = None
+        self.arguments: Any = None  # dict[str, Any] during a call
         self.steps = self.first = self.due = 0
         self.sigmas = torch.empty(0)
         self.x0: Tensor | None = None
@@ -209,7 +210,7 @@ class Hub:
         for tap in self.taps:
             tap.step(self, step, x, v, self.x0)
 
-    def following(self, callback: Callable) -> Callable:
+    def following(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """The pipeline's `callback_on_step_end`, told absolute steps, with the latents it returns seen here."""
 
         def call(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -225,12 +226,13 @@ class Hub:
         return call
 
 
-class _TappedScheduler:
+class _TappedScheduler(_Mixin):
     """Mixin of the swapped scheduler class: reports to that of `_cos_hubs` whose pipeline is in a call."""
 
     def _cos_hub(self) -> Hub | None:
         here = threading.get_ident()
-        return next((hub for hub in self._cos_hubs if hub.arguments is not None and hub.thread == here), None)
+        hubs: list[Hub] = self._cos_hubs
+        return next((hub for hub in hubs if hub.arguments is not None and hub.thread == here), None)
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         super().set_timesteps(*args, **kwargs)
@@ -269,7 +271,7 @@ class _TappedScheduler:
         return result
 
 
-class _TappedPipeline:
+class _TappedPipeline(_Mixin):
     """Mixin of the swapped pipeline class: checks the inputs, edits the initial latents, closes the run."""
 
     def prepare_latents(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -310,7 +312,7 @@ class _TappedPipeline:
             hub.forget()
 
 
-def _signed(mixin: type, cls: type, name: str) -> Callable:
+def _signed(mixin: type, cls: type, name: str) -> Callable[..., Any]:
     """The mixin's method under the original's signature, which pipelines inspect before they call it."""
     method = getattr(mixin, name)
 

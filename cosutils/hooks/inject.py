@@ -118,7 +118,7 @@ class _Injector(Tap):
                 raise ValueError(f"cannot edit latent frame {edit.frame}: choose {given}..{frames - 1}{why}")
 
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
-        done = []
+        done: list[str] = []
         for edit, name in zip(self.edits, self.names, strict=True):
             if isinstance(edit, Edit):
                 new = _apply(edit, hub, step, x) if edit.step in (None, step) else None
@@ -210,11 +210,13 @@ def from_noise(pipe: DiffusionPipeline, edit: Edit, **arguments: Any) -> Any:
     if edit.step is None or edit.frame is not None or edit.keep_estimate:
         raise ValueError(f"only noise_at_step replaces all that the steps before computed, not {edit!r}")
 
+    first: int = edit.step
+
     def begin(hub: Hub) -> int:
-        if edit.step >= hub.steps:
+        if first >= hub.steps:
             return 0  # the injector says which steps there are
-        hub.family.solver.begin(hub.scheduler, edit.step)
-        return edit.step
+        hub.family.solver.begin(hub.scheduler, first)
+        return first
 
     with tapped(pipe, _Start((edit,))) as hub:
         hub.restart = begin

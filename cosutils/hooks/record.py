@@ -17,6 +17,7 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from torch import Tensor
 from .. import __version__
 from .._check import is_whole, whole
 from .._files import read_json, sha256, write_all
-from ..pipelines.arguments import plain
+from ..pipelines.arguments import is_finite, plain
 from ..pipelines.check import experts, model_name
 from ..pipelines.families import family_of
 from ..pipelines.families.base import Flow
@@ -101,7 +102,6 @@ class Run:
         """Number of steps of the schedule, also where the call began later."""
         return len(self.sigmas) - 1
 
-    @torch.no_grad()
     def decode(
         self,
         steps: Iterable[int] | None = None,
@@ -125,7 +125,10 @@ class Run:
         x0 = self.x0.stack() if steps is None else torch.stack([self.x0[step] for step in steps])
         batch = int(batch or max(1, min(8, DECODED // x0[0, 0].numel())))
         count = self.info["num_frames"]
-        pixels = [_pixels(pipe, part, count, frames) for part in x0.flatten(0, 1).split(batch)]
+        with torch.no_grad():
+            pixels = [_pixels(pipe, part, count, frames) for part in x0.flatten(0, 1).split(batch)]
+        if not all(map(is_finite, pixels)):
+            raise ValueError("the decoded film holds NaN or infinity: look at the weights and the dtype of the VAE")
         return torch.cat(pixels).unflatten(0, x0.shape[:2])
 
     def rows(self, rows: Sequence[int]) -> Run:
@@ -355,12 +358,12 @@ def _seeds(generator: Any) -> list[int | None]:
 
 def _random_states(hub: Hub) -> list[tuple[torch.device, Tensor]]:
     """Device and state of every generator of the call, of the device's own where none was given."""
-    device = hub.pipe._execution_device
-    default = torch if device.type == "cpu" else torch.get_device_module(device)
-    return [
-        (device, default.get_rng_state()) if one is None else (one.device, one.get_state())
-        for one in _generators(hub.arguments["generator"])
-    ]
+    states = []
+    for one in _generators(hub.arguments["generator"]):
+        device = hub.pipe._execution_device if one is None else one.device
+        own = torch if device.type == "cpu" else torch.get_device_module(device)
+        states.append((device, own.get_rng_state() if one is None else one.get_state()))
+    return states
 
 
 def _restored(run: Run) -> torch.Generator | list[torch.Generator]:
@@ -399,10 +402,15 @@ def _provenance(hub: Hub) -> dict[str, Any]:
         "components": components,
         "device": str(pipe._execution_device),
         "seeds": _seeds(call["generator"]),
-        "versions": {"python": platform.python_version(), "cosutils": __version__}
-        | {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        "versions": dict(_versions()),
     }
 
 
 def _fused(components: dict[str, Any], expert: str, name: str) -> bool:
     return components[expert].get("lora", {}).get(name, {}).get("fused", False)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    names = ("torch", "diffusers", "transformers")
+    return {"python": platform.python_version(), "cosutils": __version__} | {name: version(name) for name in names}

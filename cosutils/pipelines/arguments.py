@@ -117,7 +117,7 @@ def plain(value: Any) -> Any:
     return function_name(value) if callable(value) else type(value).__name__
 
 
-def function_name(function: Callable) -> str:
+def function_name(function: Callable[..., Any]) -> str:
     """Name of a function with a digest of its code and of the values that it holds or looks up."""
     inner = getattr(function, "__func__", function)
     code = getattr(inner, "__code__", None)
@@ -137,7 +137,7 @@ def _tensor(tensor: Tensor) -> str:
     return _digest(f"{tensor.dtype} {tuple(tensor.shape)} ", content)
 
 
-def _digest(*parts: bytes | str | np.ndarray) -> str:
+def _digest(*parts: Any) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of `parts`."""
     content = hashlib.sha256()
     for part in parts:

@@ -59,11 +59,11 @@ class Flow:
         """Let `scheduler` begin at `step`."""
         scheduler.set_begin_index(step)
 
-    def state(self, scheduler: Any, arguments: tuple) -> Tensor:
+    def state(self, scheduler: Any, arguments: tuple[Any, ...]) -> Tensor:
         """x_s among the `arguments` that `scheduler.step` takes after the model's output."""
         return arguments[1]
 
-    def taken(self, scheduler: Any, arguments: tuple) -> int:
+    def taken(self, scheduler: Any, arguments: tuple[Any, ...]) -> int:
         """The step that `scheduler.step` has just taken."""
         return scheduler.step_index - 1
 
@@ -91,7 +91,9 @@ class Flow:
             scheduler.lower_order_nums = 0
             scheduler.last_sample = None
 
-    def undisturbed(self, scheduler: Any, edits: dict[int, list[str]], v: Tensor, arguments: tuple) -> tuple:
+    def undisturbed(
+        self, scheduler: Any, edits: dict[int, list[str]], v: Tensor, arguments: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
         """`arguments` of `scheduler.step`, with what remembers the time before an edit of x_s taken out."""
         return arguments
 

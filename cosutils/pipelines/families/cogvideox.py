@@ -51,14 +51,16 @@ class _Diffusion(Flow):
             return "CogVideoXDPMScheduler"
         return f"eta={arguments['eta']}" if arguments["eta"] > 0 else None
 
-    def state(self, scheduler: Any, arguments: tuple) -> Tensor:
+    def state(self, scheduler: Any, arguments: tuple[Any, ...]) -> Tensor:
         return arguments[3 if isinstance(scheduler, CogVideoXDPMScheduler) else 1]
 
-    def taken(self, scheduler: Any, arguments: tuple) -> int:
+    def taken(self, scheduler: Any, arguments: tuple[Any, ...]) -> int:
         timestep = arguments[1 if isinstance(scheduler, CogVideoXDPMScheduler) else 0]
         return int((scheduler.timesteps == timestep).nonzero())
 
-    def undisturbed(self, scheduler: Any, edits: dict[int, list[str]], v: Tensor, arguments: tuple) -> tuple:
+    def undisturbed(
+        self, scheduler: Any, edits: dict[int, list[str]], v: Tensor, arguments: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
         """In place of the memory goes the step's own estimate: the step is of first order, yet draws as many random
         numbers as in the plain run, so that the noise of later steps stays the same.
         """
@@ -86,8 +88,8 @@ class CogVideoX(Family):
         return arguments | {name: arguments[name] or default for name, default in sizes.items()}
 
     def size(self, pipe: Any, arguments: dict[str, Any]) -> tuple[int, int, int]:
-        frames, *sides = super().size(pipe, arguments)
-        return (frames + -frames % self.patch(pipe)[0], *sides)
+        frames, rows, columns = super().size(pipe, arguments)
+        return frames + -frames % self.patch(pipe)[0], rows, columns
 
     def passes(self, arguments: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
         return (("uncond", "cond"),) if arguments["guidance_scale"] > 1 else (("cond",),)
