@@ -3,9 +3,12 @@
 Early planning beam search (arXiv 2603.30043): run several seeds for a few steps, go on with the most promising one.
 Averages of latents or of clean estimates across seeds: the simplest ensembles, without hooks in the model.
 
-    with passes(pipe) as count:
-        output, chosen = choose_early(pipe, 2, **sample.inputs | dict(prompt=[p] * 3, generator=seeded([0, 1, 2])))
-    count.rows                    # passes of one video through the transformer
+    >>> from cosutils.measures.planning import choose_early, passes
+    >>> three = call | dict(prompt=[puzzle.prompt] * 3, generator=cos.seeded([0, 1, 2]))
+    >>> with passes(pipe) as count:
+    ...     output, chosen = choose_early(pipe, 2, **three)
+    >>> count.rows                # passes of a video through the transformer: three at two steps, then one at two
+    8
 """
 
 from __future__ import annotations
