@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -79,7 +79,8 @@ class _Average(Tap):
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
         if step not in self.steps or len(x) == 1:
             return None
-        sigma, x, x0 = hub.sigmas[step].to(x.device), x.float(), hub.x0
+        x0 = cast(Tensor, hub.x0)  # there is one from step 1 on
+        sigma, x = hub.sigmas[step].to(x.device), x.float()
         shared = (1 - sigma) * x0.mean(0, keepdim=True)
         noise = x - (1 - sigma) * x0  # sigma times each seed's own noise
         if self.what == "x0":
