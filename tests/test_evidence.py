@@ -15,7 +15,8 @@ from cosutils.report.results import record_numbers
 DATA = Path(__file__).resolve().parents[1] / "data"
 CLAIMS = """
 noise.step: {paper: Sec. 3.2, claim: Noise hurts., evidence: scores, measures: {damage: [0.25, 1.0]}}
-noise.again: {paper: "none, our control", claim: So does new noise., evidence: none, measures: {again: [0.1, .inf], late: [0, 1]}}
+noise.again:
+  {paper: "none, our control", claim: So does new noise., evidence: none, measures: {again: [0.1, .inf], late: [0, 1]}}
 layers.order: {paper: Sec. 5.1, claim: Layers differ., evidence: pictures, measures: {rank: [0.5, 1.0]}}
 """
 
@@ -74,7 +75,7 @@ def test_the_table_tells_numbers_ranges_and_which_run_judged(folders):
     found = evidence.gather(*folders)
     head, groups = evidence.section_table(found, "noise")
     first, second = groups.values()
-    assert "Sec. 3.2; its evidence: scores" in list(groups)[0]
+    assert "Sec. 3.2; its evidence: scores" in next(iter(groups))
     assert first[0] == [
         "maze",
         "✓ supported",
@@ -126,9 +127,11 @@ def test_a_lesson_follows_from_the_verdicts_and_names_the_numbers(folders):
         lessons.Lesson("layers.order", "Layers", "In order.", "In none.", "rank", "Rank"),
     ]
     assert lessons.told(found, told).splitlines() == [
-        "- **Noise.** “Noise hurts” is supported on maze; not supported on shelf. Fall of the score: 0.05 [0.00, 0.10], "
+        "- **Noise.** “Noise hurts” is supported on maze; not supported on shelf. Fall of the score: 0.05 [0.00, 0.10]"
+        ", "
         "N = 60 (shelf, default run); 0.31 [0.30, 0.32], N = 200 (maze).",
-        "- **New noise.** “So does new noise” is undecided on maze. Fall: 0.30 [0.20, 0.40], N = 60 (maze, default run).",
+        "- **New noise.** “So does new noise” is undecided on maze. Fall: 0.30 [0.20, 0.40], N = 60 (maze, default "
+        "run).",
         "- *Not measured*: Layers.",
     ]
     maze, shelf = ([f for f in found if f.task in ("", task)] for task in ("maze", "shelf"))

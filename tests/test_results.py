@@ -17,6 +17,7 @@ from cosutils.report.results import (
     rate_gap,
     rate_of,
     record_numbers,
+    text_table,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,6 +170,12 @@ def test_a_number_is_printed_in_one_way():
     assert interval_text(number) == "0.31 [0.00, 0.50]"  # no minus before a zero
     assert interval_text(number, 3) == "0.315 [-0.001, 0.500]"
     assert interval_text({"value": 2}) == interval_text({"value": 2, "low": None, "high": None}) == "2.00"
+
+
+def test_columns_of_a_table_begin_below_each_other():
+    lines = text_table(["", "value", "N"], [["a", "0.5", 3], ["much longer", "", 20]]).splitlines()
+    assert lines == ["             value    N", "a            0.5      3", "much longer           20"]
+    assert text_table([], [["a", "007"]]) == "a  007"  # texts stay as they are
 
 
 def test_no_file_prints_an_interval_in_its_own_way():

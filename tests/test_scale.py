@@ -100,7 +100,7 @@ def test_a_sketch_is_some_tokens_in_fewer_channels():
     states = torch.randn(1, 30, 8, generator=torch.Generator().manual_seed(0))
     kept = perturb.sketch(10, 4)(states, (1, 5, 6))
     assert torch.equal(kept, cos.projection(4)(states, (1, 5, 6))[:, ::3])
-    with pytest.raises(ValueError, match="at least 2 tokens, got rows = 1"):
+    with pytest.raises(ValueError, match="rows, the tokens that CKA compares, must be 2 or more, got 1"):
         perturb.sketch(1, 4)
 
 

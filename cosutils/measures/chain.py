@@ -1,7 +1,9 @@
 """Follow an answer along the denoising steps (paper Sec. 3.1): what each clean estimate holds open and gets right.
 
-traces = [trace(pipe, tasks.maze.sample(seed)) for seed in range(60)]
-alive(traces).mean(0)          # effective number of candidates at every step
+>>> from cosutils.measures.chain import alive, trace
+>>> traces = [trace(pipe, cos.tasks.shelf.sample(seed), num_inference_steps=4) for seed in range(2)]
+>>> alive(traces).shape       # effective number of candidates of every run at every step
+(2, 4)
 """
 
 from __future__ import annotations

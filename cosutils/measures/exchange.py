@@ -1,8 +1,9 @@
 """Exchange hidden tokens of one block between twins: does the other answer win? (paper Sec. 5.2, Fig. 6b)
 
-    ways = [Exchange(layer, "delta", first=1) for layer in range(10)]
-    donor, own, films = between_twins(pipe, sample, ways)
-    [leading_twin(sample, film) == sample.twin().answer for film in films]
+    >>> from cosutils.measures.exchange import Exchange, between_twins, leading_twin
+    >>> sample, ways = cos.tasks.find_shape.sample(7), [Exchange(layer, "delta", first=1) for layer in range(2)]
+    >>> donor, own, films = between_twins(pipe, sample, ways, num_inference_steps=4)
+    >>> flipped = [leading_twin(sample, film) == sample.twin().answer for film in films]
 
 The twins share the picture and the noise and differ in the prompt, so all runs go in one batch: row 0 is the donor,
 row 1 the recipient as it is, every further row a recipient with one exchange.

@@ -1,8 +1,11 @@
 """What a disturbance costs (paper Sec. 3.2, Fig. 3): scores by step and frame, maps of CKA dissimilarity.
 
-    runs = [disturb(pipe, tasks.maze.sample(k), edits(range(10), range(5))) for k in range(12)]
-    {step: fall.mean() for step, fall in by_step(runs).items()}    # fall of the score under noise at each step
-    maps = [propagation(pipe, tasks.maze.sample(k), range(10)) for k in range(12)]
+    >>> from cosutils.measures.perturb import by_step, disturb, edits, propagation
+    >>> runs = [disturb(pipe, puzzle, edits(steps=[1, 3], frames=[2]), num_inference_steps=4)]
+    >>> sorted(by_step(runs))     # fall of the score under noise at each of these steps: step -> (runs,)
+    [1, 3]
+    >>> propagation(pipe, puzzle, noised=[1], num_inference_steps=4).noise["estimate"].shape
+    (4, 4)
 
 S steps, F latent frames. A *fall* is the plain run's score minus the disturbed run's, read on the same
 frames. Frames are told apart by the latent frame that they decode from. That is exact for the embedded codec;

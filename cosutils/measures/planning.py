@@ -3,9 +3,12 @@
 Early planning beam search (arXiv 2603.30043): run several seeds for a few steps, go on with the most promising one.
 Averages of latents or of clean estimates across seeds: the simplest ensembles, without hooks in the model.
 
-    with passes(pipe) as count:
-        output, chosen = choose_early(pipe, 2, **sample.inputs | dict(prompt=[p] * 3, generator=seeded([0, 1, 2])))
-    count.rows                    # passes of one video through the transformer
+    >>> from cosutils.measures.planning import choose_early, passes
+    >>> three = call | dict(prompt=[puzzle.prompt] * 3, generator=cos.seeded([0, 1, 2]))
+    >>> with passes(pipe) as count:
+    ...     output, chosen = choose_early(pipe, 2, **three)
+    >>> count.rows                # passes of a video through the transformer: three at two steps, then one at two
+    8
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -76,7 +79,8 @@ class _Average(Tap):
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
         if step not in self.steps or len(x) == 1:
             return None
-        sigma, x, x0 = hub.sigmas[step].to(x.device), x.float(), hub.x0
+        x0 = cast(Tensor, hub.x0)  # there is one from step 1 on
+        sigma, x = hub.sigmas[step].to(x.device), x.float()
         shared = (1 - sigma) * x0.mean(0, keepdim=True)
         noise = x - (1 - sigma) * x0  # sigma times each seed's own noise
         if self.what == "x0":

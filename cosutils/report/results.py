@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from .._check import is_whole
 from .._files import read_json, sha256, write_json
@@ -28,6 +29,7 @@ __all__ = [
     "rate_of",
     "read_numbers",
     "record_numbers",
+    "text_table",
     "weights_digest",
 ]
 
@@ -115,6 +117,12 @@ def interval_text(number: Mapping[str, Any], digits: int = 2) -> str:
     ends = [number[end] for end in ("low", "high") if number.get(end) is not None]
     value, *ends = (f"{one:z.{digits}f}" for one in (number["value"], *ends))
     return f"{value} [{', '.join(ends)}]" if ends else value
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows of texts as columns that begin below each other, with a head or, where it is empty, without."""
+    lines = tabulate(rows, head, tablefmt="plain", disable_numparse=True).splitlines()
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def record_numbers(
@@ -205,6 +213,5 @@ def beside(numbers: Mapping[str, Mapping[str, Any]], stored: str | os.PathLike[s
     def text(number: Mapping[str, Any] | None) -> str:
         return "" if number is None else f"{interval_text(number)} N = {number['n']}"
 
-    width = max(map(len, numbers))
-    head = [f"{'':{width}s}  {'here':32s} full run"] if full else []
-    return "\n".join(head + [f"{k:{width}s}  {text(v):32s} {text(full.get(k))}".rstrip() for k, v in numbers.items()])
+    rows = [[name, text(number), text(full.get(name))] for name, number in numbers.items()]
+    return text_table(["", "here", "full run"] if full else [], rows)

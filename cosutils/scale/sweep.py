@@ -23,7 +23,7 @@ import re
 import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ import numpy as np
 from .._check import whole
 from .._files import remove_leftovers, write, write_json
 from ..report.progress import progress
-from ..report.results import interval_text, mean_of, record_numbers
+from ..report.results import interval_text, mean_of, record_numbers, text_table
 from . import cluster
 from .spec import Spec, check_place, run_one
 from .status import page, status
@@ -120,13 +120,12 @@ def summary(study: Study) -> str:
     if not numbers:
         raise ValueError(f"no run of this sweep is finished in {study.out}")
     record_numbers(study.place, "summary", numbers, {"runs": len(study.specs), "finished": len(done)})
-    width, columns = max(map(len, cells)), sorted({name for measures in cells.values() for name in measures})
-    lines = [f"{'':{width}s}  " + "  ".join(f"{name:20s}" for name in columns) + "     N"]
+    columns, rows = sorted({name for measures in cells.values() for name in measures}), []
     for label in cells:
         row = [numbers.get(f"{label}/{name}") for name in columns]
-        n = max(number["n"] for number in row if number)
-        lines.append(f"{label:{width}s}  " + "  ".join(f"{_cell(number):20s}" for number in row) + f"{n:6d}")
-    return "\n".join(lines)
+        texts = [interval_text(number, 3) if number else "" for number in row]
+        rows.append([label, *texts, max(number["n"] or 0 for number in row if number)])
+    return text_table(["", *columns, "N"], rows)
 
 
 def answers(study: Study) -> dict[str, Path]:
@@ -211,10 +210,6 @@ def _link(video: Path, part: Path) -> None:
         os.link(video, part)
     except OSError:
         shutil.copyfile(video, part)
-
-
-def _cell(number: Mapping[str, Any] | None) -> str:
-    return "" if number is None else interval_text(number, 3)
 
 
 if __name__ == "__main__":
