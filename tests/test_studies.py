@@ -129,7 +129,7 @@ def test_the_benchmark_goes_in_and_its_score_comes_out(small, place, monkeypatch
     task = Path("Out-of-Domain_50", "O-60_symbol_substitute_data-generator")
     (place / "vbvr-bench" / task).parent.mkdir(parents=True)
     (place / "vbvr-bench" / task).symlink_to(all_samples / task, target_is_directory=True)
-    study = small("benchmark", steps=2, size=32)
+    study = small("benchmark", steps=1, size=32)
     assert main([str(study), "--limit", "1"]) == 0
     assert main([str(study), "--dry-run"]) == 0
     assert "2 runs, 1 finished, 1 to do" in capsys.readouterr().out
@@ -158,9 +158,9 @@ def test_noise_and_ensembles_run_as_the_studies_write_them(small, place, capsys)
     }
     sample = "vbvr-bench/*/O-59*/00000"
     few = ["plain", "noise_at_step 2..3", *conditions["noise"][2:5]]
-    assert main([str(small("noise", size=16, steps=4, sample=sample, condition=few))]) == 0
+    assert main([str(small("noise", size=16, frames=21, steps=4, sample=sample, condition=few))]) == 0
     shallow = [text.replace("20-29", "1-2").replace("5-14", "0-1") for text in conditions["ensemble"]]  # of four blocks
-    assert main([str(small("ensemble", size=16, steps=7, sample=sample, condition=shallow))]) == 0
+    assert main([str(small("ensemble", size=16, frames=5, steps=7, sample=sample, condition=shallow))]) == 0
     assert "failed" not in capsys.readouterr().out
     assert len(list(place.glob("runs/sweeps/vbvr/studies/*/answers/*"))) == 6 + 4
 
