@@ -209,6 +209,10 @@ CHANGES = {
         "hooks/reductions.py", "non_blocking=True, copy=True)", "non_blocking=True)",
         "test_capture.py::test_records_are_copies[raw]",
     ),
+    "a donor of other weights": Change(
+        "hooks/swap.py", "if own != facts:", 'if own["class"] != facts["class"]:',
+        "test_swap.py::test_a_donor_of_another_model_or_of_other_weights_is_refused",
+    ),
     "an edit of the other half of the batch": Change(
         "hooks/_blocks.py", "parts[place] = edited", "parts[place - 1] = edited",
         "test_edit.py::test_other_families_are_edited_in_one_branch_also_where_both_share_a_batch[ltx-block]",

@@ -149,6 +149,22 @@ def test_a_part_of_a_block_is_swapped_alone(pipe, part):
     assert not torch.equal(swapped, plain)
 
 
+def test_a_donor_of_another_model_or_of_other_weights_is_refused(pipe):
+    donor, _ = states_of(pipe)
+    same = tiny.build("a14b")
+    with swap(same, 2, donor):
+        assert torch.equal(same(**tiny.call()).frames, pipe(**tiny.call()).frames)
+    same.transformer_2.blocks[3].ffn.net[2].weight.data += 0.1
+    for other, message in (
+        (same, r"its transformer_2 is WanTransformer3DModel \w{12} float32, here WanTransformer3DModel \w{12} float32"),
+        (tiny.build("a14b", seed=1), "its transformer is"),
+        (tiny.build("a14b", dtype=torch.bfloat16), "float32, here WanTransformer3DModel .* bfloat16"),
+        (tiny.build("wan21"), "captured on another model"),
+    ):
+        with pytest.raises(ValueError, match=message), swap(other, 2, donor):
+            raise AssertionError("opened")
+
+
 @pytest.mark.parametrize("store", ["_outputs", "_inputs"])
 def test_a_donor_that_is_not_finite_is_refused_before_the_run(pipe, store):
     donor, _ = states_of(pipe)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..pipelines.check import experts
 from ..pipelines.families import only_wan
+from ..pipelines.provenance import identity
 from ._blocks import BRANCHES, Place, check_layers, check_steps, watch
 from ._call import Hub
 from ._shards import Shard, shard_of
-from .reductions import Grid, Reduction, energy
+from .reductions import Grid, Reduction, energy, raw
 
 __all__ = ["Capture", "Key", "capture"]
 
@@ -25,7 +26,8 @@ Key = tuple[str, int, int]
 class Capture(Mapping[Key, Tensor]):
     """Captured states on the host, read as a mapping from (expert, step, layer).
 
-    Attributes: branch, part, reduce, grid (f, h, w) of the tokens. Complete steps are readable while the run goes on.
+    Attributes: branch, part, reduce, grid (f, h, w) of the tokens; models: of whole states the `identity` of each
+    expert. Complete steps are readable while the run goes on.
     """
 
     def __init__(self, branch: str, part: str, reduce: Reduction, inputs: bool) -> None:
@@ -33,6 +35,7 @@ class Capture(Mapping[Key, Tensor]):
         self._stores = 1 + inputs
         self._shards: dict[str, Shard] = {}  # of the experts whose tokens are spread over processes
         self.grid: Grid | None = None
+        self.models: dict[str, dict[str, Any]] = {}
         self._inputs: dict[Key, Tensor] = {}
         self._outputs: dict[Key, Tensor] = {}
         self._reduced: list[tuple[dict[Key, Tensor], Key, Tensor]] = []  # waiting for the end of the step
@@ -42,6 +45,8 @@ class Capture(Mapping[Key, Tensor]):
         """Forget what a call that failed within a step left behind, and see where this one has its tokens."""
         self._reduced = []
         self.reduce.check(grid)
+        if self.reduce is raw:
+            self.models = {name: identity(hub.pipe, [name])[name] for name in experts(hub.pipe)}
         shards = {name: shard_of(model, math.prod(grid)) for name, model in experts(hub.pipe).items()}
         self._shards = {name: shard for name, shard in shards.items() if shard is not None}
         if self._shards:

@@ -66,10 +66,10 @@ def edit(
         (B, N, H, d) before the heads are mixed. LTX-Video has all of these too, other families some.
 
     Edits act before captures see the states; of two edits at one place the inner context acts first.
-    ValueError or TypeError, with layer and step, for another shape, dtype or device, for states that were changed in
-    place while None was returned, and at the end of the step for values that are not finite; ValueError for parts
-    that the blocks do not have or that compiled blocks hide, and at the end if no chosen block was reached; RuntimeError
-    if `fn` edited nothing.
+    ValueError or TypeError, with layer and step, for another shape, dtype or device, for states changed in place
+    while None was returned, and at the end of the step for values that are not finite. ValueError for a part that the
+    blocks do not have or that is compiled. At the end ValueError if no chosen block was reached, RuntimeError if `fn`
+    edited nothing.
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function of (states, place), got {fn!r}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._check import whole
 from ..pipelines.families import only_wan
+from ..pipelines.provenance import identity
 from ._blocks import BRANCHES, Place, check_branches, check_layers, check_steps, watch
 from ._call import Hub
 from ._shards import refuse_shards
@@ -43,6 +44,25 @@ def _check_capture(
             if not all(state.isfinite().all() for state in states):
                 raise ValueError(f"the donor's states at layer {key[2]}, step {key[1]} are not finite")
     return steps
+
+
+def _check_model(donor: Capture, pipe: Any) -> None:
+    """ValueError that names both models where the donor was captured on another."""
+
+    def named(facts: dict[str, Any] | None) -> str:
+        if facts is None:
+            return "none"
+        weights = facts.get("commit") or facts.get("digest") or "of unknown weights"
+        return " ".join(
+            [facts["class"], weights[:12], facts["dtype"], *(f"with {lora}" for lora in facts.get("lora", ()))]
+        )
+
+    for name, facts in donor.models.items():
+        own = identity(pipe, [name]).get(name)
+        if own != facts:
+            raise ValueError(
+                f"the donor was captured on another model: its {name} is {named(facts)}, here {named(own)}"
+            )
 
 
 def _rows(donor: Mapping[int, int]) -> dict[int, int]:
@@ -113,6 +133,7 @@ def swap(
     if isinstance(donor, Capture):
         if len(branches) != 1:
             raise ValueError(f"a captured donor holds one branch; name it, allowed are {BRANCHES}")
+        _check_model(donor, pipe)
         steps = _check_capture(donor, layers, mode, steps, branch, part)
     elif isinstance(donor, Mapping):
         donor = _rows(donor)
