@@ -11,10 +11,10 @@ nnsight   one trace around the pipeline's call, with the norms taken inside it (
 hook      a plain forward hook, with nothing that knows steps, branches or experts
 host      a plain forward hook that copies each state to the host in float32 and works there
 
-baukit is not on PyPI and left out. All must give the same energies and the same film, or the run ends. A number is the
-time of the film with the task / of the plain film next to it in time, decoding included; the median of `--pairs` turns
-in a process of its own, then the median over `--repeats` processes with a bootstrap interval. On one thread the clock is
-processor time. The exit status is 1 if ours costs more than 2 %, or more than nnsight or the host copies do.
+baukit is not on PyPI and left out. All must give the same energies and the same film, or the run ends. A number is
+the time of the film with the task / of the plain film next to it in time, decoding included: the median of `--pairs`
+turns in a process of its own, then the median over `--repeats` processes with a bootstrap interval. On one thread the
+clock is processor time. The exit status is 1 if ours costs more than 2 %, or more than nnsight or the host copies do.
 Writes <out>/peers.json whole or not at all.
 """
 

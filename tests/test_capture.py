@@ -291,3 +291,14 @@ def test_a_whole_model_compile_is_refused(in_place):
         pipe.transformer = torch.compile(pipe.transformer, backend="eager")
     with pytest.raises(ValueError, match="compiled as a whole"), capture(pipe):
         pipe(**tiny.call())
+
+
+@pytest.mark.parametrize(
+    "context", [lambda pipe: capture(pipe, reduce=tokens([6])), lambda pipe: capture(pipe, branch="uncond")]
+)
+def test_what_does_not_fit_a_call_is_refused_before_the_prompt_is_encoded(context):
+    pipe, encoded = tiny.build("wan21"), []
+    pipe.text_encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
+    with pytest.raises(ValueError), context(pipe):
+        pipe(**tiny.call(guidance_scale=1.0))
+    assert not encoded

@@ -129,20 +129,22 @@ class _Watch(Tap):
         self.grid: Grid = (0, 0, 0)
         self.reached: set[int] = set()
 
-    def start(self, hub: Hub) -> None:
-        self.at, self.forwards, self.sigma = hub.first, 0, float(hub.sigmas[hub.first])
+    def check(self, hub: Hub) -> None:
         self.passes = hub.family.passes(hub.arguments)
         self.grid = tuple(n // p for n, p in zip(hub.size, hub.family.patch(hub.pipe), strict=True))
         if _compiled(hub.family, experts(hub.pipe)) and not self.compiled:
             raise ValueError("blocks were compiled while a context is open: compile them before opening it")
-        late = max(self.steps) if self.steps is not None else 0
-        if late >= hub.steps:
-            raise ValueError(f"no step {late}: this run has {hub.steps} steps (0..{hub.steps - 1})")
         if self.branches == ("uncond",) and self.passes == (("cond",),):
             unguided = hub.family.unguided
             raise ValueError(f"no branch 'uncond': with {unguided} a run has only the branch 'cond'")
         if self.begin is not None:
             self.begin(hub, self.grid)
+
+    def start(self, hub: Hub) -> None:
+        self.at, self.forwards, self.sigma = hub.first, 0, float(hub.sigmas[hub.first])
+        late = max(self.steps) if self.steps is not None else 0
+        if late >= hub.steps:
+            raise ValueError(f"no step {late}: this run has {hub.steps} steps (0..{hub.steps - 1})")
 
     def forward(self, hub: Hub) -> None:
         """A forward of a transformer begins, in a call of the pipeline or outside one."""
@@ -224,8 +226,8 @@ def watch(
     layers, steps, branches come from `check_layers`, `check_steps`, `check_branches`. With `edits`, the
     tokens that `visit` returns replace the part's output (without, it must return None). Edits come before
     observations whatever the order of the contexts; of two edits on one block the inner context acts first.
-    Steps are absolute, also in a resumed run. `begin(hub, grid)` may check a call's arguments, `step_end()`
-    follows every step.
+    Steps are absolute, also in a resumed run. `begin(hub, grid)` may check a call's arguments before anything is
+    computed, `step_end()` follows every step.
     ValueError when a call has not so many steps or no such branch, when blocks are compiled while the context
     is open, and at the end if a chosen step (or, without a choice, any block) was never reached.
     """

@@ -25,11 +25,12 @@ Patching what cross-attention brings in of another prompt, and nothing else:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor
 
+from ..pipelines.check import experts
 from ._blocks import Place, check_branches, check_layers, check_steps, watch
 from ._call import Hub
 from ._shards import refuse_shards
@@ -67,14 +68,14 @@ def edit(
 
     Edits act before captures see the states; of two edits at one place the inner context acts first.
     ValueError or TypeError, with layer and step, for another shape, dtype or device, for states changed in place
-    while None was returned, and at the end of the step for values that are not finite. ValueError for a part that the
+    while None was returned, and after the forward for values that are not finite. ValueError for a part that the
     blocks do not have or that is compiled. At the end ValueError if no chosen block was reached, RuntimeError if `fn`
     edited nothing.
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function of (states, place), got {fn!r}")
     acted = False
-    finite: list[tuple[str, Tensor]] = []  # asked at the end of a step, so that no block waits for the answer
+    finite: list[tuple[str, Tensor]] = []  # asked at the end of a forward, so that no block waits for the answer
 
     def begin(hub: Hub, grid: Grid) -> None:
         refuse_shards(hub.pipe, "edit")
@@ -93,14 +94,16 @@ def edit(
             raise ValueError(f"the edit at {where} changed the states in place: return what shall replace them")
         return edited
 
-    def step_end() -> None:
+    def forward_end(*_: Any) -> None:
         for where, good in finite:
             if not good:
                 raise ValueError(f"the edit at {where} returned values that are not finite")
         finite.clear()
 
     layers, steps, branches = check_layers(pipe, layers), check_steps(steps), check_branches(branch)
-    with watch(pipe, layers, steps, branches, visit, part=part, edits=True, begin=begin, step_end=step_end):
+    with watch(pipe, layers, steps, branches, visit, part=part, edits=True, begin=begin), ExitStack() as stack:
+        for model in experts(pipe).values():
+            stack.callback(model.register_forward_hook(forward_end).remove)
         yield
     if not acted:
         raise RuntimeError("edit edited nothing: fn returned None at every place it was asked (to look, use capture)")
