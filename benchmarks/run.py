@@ -39,9 +39,10 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cosutils.hooks.capture import capture, raw
+from cosutils.hooks.capture import capture
 from cosutils.hooks.inject import inject, inject_each, noise_at_step
 from cosutils.hooks.record import record
+from cosutils.hooks.reductions import raw
 from cosutils.metrics import bootstrap_interval
 from cosutils.mini import world
 from cosutils.mini.codec import PatchCodec

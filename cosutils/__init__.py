@@ -16,17 +16,21 @@ from ._quiet import quiet
 with quiet():  # its imports remark on a torchvision that nothing here needs
     from diffusers import WanImageToVideoPipeline as _  # noqa: F401
 
-from .hooks.capture import Capture, capture, projection, raw, region, tokens
+from .hooks._blocks import Place
+from .hooks._call import Tap, tapped
+from .hooks.attention import attention
+from .hooks.capture import Capture, capture
+from .hooks.edit import edit
 from .hooks.ensemble import ensemble, merge_then_single
 from .hooks.inject import Edit, inject, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
 from .hooks.record import Run, Series, record, resume
+from .hooks.reductions import Grid, Reduction, energy, projection, raw, region, tokens
 from .hooks.swap import swap
 from .metrics import (
     Interval,
     bootstrap_interval,
     commitment_step,
     effective_number,
-    energy,
     leader,
     linear_cka,
     paired_interval,
@@ -49,14 +53,20 @@ __all__ = [
     "Capture",
     "Edit",
     "ExactEulerScheduler",
+    "Grid",
     "Interval",
+    "Place",
     "Preset",
+    "Reduction",
     "Run",
     "Series",
+    "Tap",
+    "attention",
     "bootstrap_interval",
     "capture",
     "chain",
     "commitment_step",
+    "edit",
     "effective_number",
     "energy",
     "ensemble",
@@ -84,6 +94,7 @@ __all__ = [
     "seeded",
     "settings",
     "swap",
+    "tapped",
     "tasks",
     "tokens",
     "use_preset",

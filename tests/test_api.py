@@ -16,7 +16,7 @@ def test_every_public_name_exists(name):
     assert getattr(cos, name) is not None
 
 
-@pytest.mark.parametrize("name", ["capture", "ensemble", "inject", "record", "swap"])
+@pytest.mark.parametrize("name", ["attention", "capture", "edit", "ensemble", "inject", "record", "swap"])
 def test_functions_are_not_hidden_by_their_modules(name):
     importlib.import_module(f"cosutils.hooks.{name}")
     assert callable(getattr(cos, name))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, WanImageToVideoPipeline
 
 import tiny
-from cosutils.hooks.capture import capture, projection, raw, region, tokens
-from cosutils.metrics import energy
+from cosutils.hooks.capture import capture
+from cosutils.hooks.reductions import energy, projection, raw, region, tokens
 
 STEPS, GRID = 5, (3, 1, 2)
 
@@ -88,6 +89,33 @@ def test_token_subsets_and_regions_select_in_f_major_order(pipe):
         pipe(**tiny.call())
     for key, state in states.items():
         assert torch.equal(some[key], state[:, [4, 0]]) and torch.equal(box[key], state[:, [3, 5]])
+
+
+@pytest.mark.parametrize(
+    "reduce", [raw, lambda states, grid: states[:, 1:], tokens([1, 0]), energy], ids=["raw", "view", "tokens", "energy"]
+)
+def test_records_are_copies(pipe, reduce):
+    """What the next block does to its input in place is not seen, nor what a reader does to a record."""
+    with capture(pipe, 1, 0, reduce, inputs=True) as own:
+        pipe(**tiny.call())
+    with capture(pipe, 1, 0, reduce, inputs=True) as disturbed:  # hooks that are set later act later
+        hooks = [
+            pipe.transformer.blocks[1].register_forward_hook(lambda module, given, out: [given[0].add_(1.0), None][1]),
+            pipe.transformer.blocks[2].register_forward_pre_hook(lambda module, given: [given[0].add_(1.0), None][1]),
+        ]
+        pipe(**tiny.call())
+    for hook in hooks:
+        hook.remove()
+    key = ("transformer", 0, 1)
+    assert torch.equal(own[key], disturbed[key]) and torch.equal(own.inputs[key], disturbed.inputs[key])
+
+
+def test_numpy_numbers_choose_layers_steps_and_tokens(pipe):
+    with capture(pipe, np.arange(2), np.int64(1), tokens(np.array([4, 0]))) as some:
+        pipe(**tiny.call())
+    with capture(pipe, [0, 1], 1, tokens([4, 0])) as same:
+        pipe(**tiny.call())
+    assert some.layers == [0, 1] and torch.equal(some.stack(), same.stack())
 
 
 def test_projection_is_seeded_linear_and_keeps_norms_on_average():
@@ -205,12 +233,17 @@ def test_contexts_may_close_in_any_order(pipe):
         ({"layers": [0, 4]}, ValueError, r"no block 4: WanTransformer3DModel has 4 blocks \(0\.\.3\)"),
         ({"layers": -1}, ValueError, r"no block -1"),
         ({"layers": []}, ValueError, "layers must not be empty"),
-        ({"layers": [1.0]}, TypeError, "layers must be integers, got 1.0"),
+        ({"layers": [1.0]}, TypeError, "a layer must be an integer, got 1.0"),
         ({"steps": [-1]}, ValueError, "no step -1: steps count from 0"),
         ({"steps": [2, 5]}, ValueError, r"no step 5: this run has 5 steps \(0\.\.4\)"),
         ({"branch": "positive"}, ValueError, "no branch 'positive': allowed are 'cond' and 'uncond'"),
         ({"reduce": "energy"}, TypeError, "reduce must be a function"),
         ({"reduce": tokens([6])}, ValueError, r"token indices must lie in 0\.\.5"),
+        ({"reduce": tokens([])}, ValueError, "no token is chosen"),
+        ({"reduce": tokens(region(frames=[]))}, ValueError, "no token is chosen"),
+        ({"reduce": tokens([0.5])}, TypeError, "tokens must be numbers"),
+        ({"reduce": lambda states, grid: None}, TypeError, "must return a tensor, got NoneType"),
+        ({"part": "mlp"}, ValueError, "no part 'mlp' in a WanImageToVideoPipeline: allowed are .*'feed_forward'"),
         ({"reduce": tokens(region(frames=[3]))}, ValueError, r"no frame 3: the token grid \(3, 1, 2\) has 0"),
     ],
 )
@@ -258,3 +291,14 @@ def test_a_whole_model_compile_is_refused(in_place):
         pipe.transformer = torch.compile(pipe.transformer, backend="eager")
     with pytest.raises(ValueError, match="compiled as a whole"), capture(pipe):
         pipe(**tiny.call())
+
+
+@pytest.mark.parametrize(
+    "context", [lambda pipe: capture(pipe, reduce=tokens([6])), lambda pipe: capture(pipe, branch="uncond")]
+)
+def test_what_does_not_fit_a_call_is_refused_before_the_prompt_is_encoded(context):
+    pipe, encoded = tiny.build("wan21"), []
+    pipe.text_encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
+    with pytest.raises(ValueError), context(pipe):
+        pipe(**tiny.call(guidance_scale=1.0))
+    assert not encoded

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 import torch
 from test_capture import untouched
 
 import tiny
-from cosutils.hooks.capture import capture, raw
+from cosutils.hooks.capture import capture
 from cosutils.hooks.ensemble import ensemble, merge, merge_then_single
 from cosutils.hooks.inject import inject, noise_at_step
 from cosutils.hooks.record import record
+from cosutils.hooks.reductions import raw
 from cosutils.hooks.swap import swap
 
 P, Q = "the red ball moves", "the blue maze goal"
@@ -55,11 +57,13 @@ def test_one_seed_is_a_plain_run(kind, dtype, mode):
 
 @pytest.mark.parametrize("mode", ["token", "pooled"])
 @pytest.mark.parametrize("kind", tiny.KINDS)
-def test_identical_seeds_change_nothing(kind, mode):
+def test_identical_noise_changes_nothing(kind, mode):
     pipe = tiny.build(kind)
-    plain = pipe(**tiny.call([P] * 3, seed=[4] * 3)).frames
+    noise = torch.randn(1, tiny.CHANNELS, 3, 2, 4, generator=torch.Generator().manual_seed(4)).expand(3, -1, -1, -1, -1)
+    call = tiny.call([P] * 3, seed=[0, 1, 2], latents=noise)
+    plain = pipe(**call).frames
     with ensemble(pipe, layers=[1, 2], steps=[0, 1], mode=mode):
-        merged = pipe(**tiny.call([P] * 3, seed=[4] * 3)).frames
+        merged = pipe(**call).frames
     assert torch.allclose(plain, merged, atol=1e-5)
 
 
@@ -164,10 +168,12 @@ def test_all_is_undone_after_an_exception(pipe):
         ({"steps": None}, {}, "name the layers and steps"),
         ({"mode": "mean"}, {}, "unknown mode 'mean': allowed are"),
         ({"branch": "all"}, {}, "no branch 'all'"),
-        ({"size": 0}, {}, "size must be a positive number of seeds"),
+        ({"layers": []}, {}, "no layer chosen"),
+        ({"size": 0}, {}, "size must be 1 or more, got 0"),
         ({"size": 2}, {}, "a batch of 3 videos does not divide into groups of 2"),
         ({}, {"prompt": [P, P, Q]}, "row 2 has another prompt than its group of 3 seeds"),
         ({}, {"num_videos_per_prompt": 2, "generator": None}, "not num_videos_per_prompt"),
+        ({}, {"generator": tiny.call(seed=[0, 1, 0])["generator"]}, "seed 0 is given twice in a group of 3"),
     ],
 )
 def test_bad_ensembles_are_refused(pipe, arguments, call, message):
@@ -177,10 +183,21 @@ def test_bad_ensembles_are_refused(pipe, arguments, call, message):
     untouched(pipe)
 
 
+def test_one_seed_may_serve_two_groups_and_numpy_counts(pipe):
+    with ensemble(pipe, layers=np.array([1]), steps=np.int64(0), size=np.int64(2)):
+        both = pipe(**tiny.call([P, P, Q, Q], seed=[0, 1, 0, 1])).frames
+    with ensemble(pipe, layers=1, steps=0):
+        assert torch.allclose(pipe(**tiny.call([P, P], seed=[0, 1])).frames, both[:2], atol=1e-5)
+
+
 def test_bad_continuations_are_refused(pipe):
     call = tiny.call([P] * 2, seed=[0, 1])
     with pytest.raises(ValueError, match=r"no seed 2 to keep: a group has 2 seeds \(0\.\.1\)"):
         merge_then_single(pipe, layers=1, steps=0, keep=2, **call)
     with pytest.raises(ValueError, match="step 4 is the last of this run"):
         merge_then_single(pipe, layers=1, steps=[4], **call)
+    with pytest.raises(ValueError, match="the list of prompts is empty"):
+        merge_then_single(pipe, layers=1, steps=0, **call | {"prompt": []})
+    with pytest.raises(TypeError, match="keep must be an integer, got 0.5"):
+        merge_then_single(pipe, layers=1, steps=0, keep=0.5, **call)
     untouched(pipe)

@@ -17,7 +17,7 @@ from diffusers import (
 import tiny
 import tiny_families as families
 from cosutils.hooks._call import Tap, tapped
-from cosutils.hooks.capture import capture, raw
+from cosutils.hooks.capture import capture
 from cosutils.hooks.ensemble import ensemble
 from cosutils.hooks.inject import (
     from_noise,
@@ -29,9 +29,9 @@ from cosutils.hooks.inject import (
     renoise,
 )
 from cosutils.hooks.record import Run, record, resume
+from cosutils.hooks.reductions import energy, raw
 from cosutils.hooks.swap import swap
 from cosutils.measures.planning import average
-from cosutils.metrics import energy
 from cosutils.pipelines.check import experts
 from cosutils.pipelines.families import FAMILIES, family_of
 from cosutils.pipelines.loading import use_preset

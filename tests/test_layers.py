@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cosutils.hooks.capture import capture, raw
+from cosutils.hooks.capture import capture
+from cosutils.hooks.reductions import raw
 from cosutils.measures import layers
 from cosutils.mini import tasks
 from cosutils.mini.codec import PatchCodec

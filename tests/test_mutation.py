@@ -181,7 +181,7 @@ CHANGES = {
     ),
     # block states: read, exchanged, merged
     "order of frames in the tokens of a region": Change(
-        "hooks/capture.py", "return inside.flatten()", "return inside.permute(2, 1, 0).flatten()",
+        "hooks/reductions.py", "return inside.flatten()", "return inside.permute(2, 1, 0).flatten()",
         "test_capture.py::test_token_subsets_and_regions_select_in_f_major_order",
     ),
     "order of frames in an energy map": Change(
@@ -194,7 +194,7 @@ CHANGES = {
         "test_capture.py::test_states_are_the_blocks_own_outputs_and_inputs",
     ),
     "scale of the projection": Change(
-        "hooks/capture.py", "(matrix / dim**0.5)", "(matrix / dim)",
+        "hooks/reductions.py", "(matrix / dim**0.5)", "(matrix / dim)",
         "test_capture.py::test_projection_is_seeded_linear_and_keeps_norms_on_average",
     ),
     "a delta swap without the donor's input": Change(
@@ -202,8 +202,32 @@ CHANGES = {
         "test_swap.py::test_state_and_delta_write_what_they_say",
     ),
     "a swap outside the mask": Change(
-        "hooks/swap.py", "torch.where(mask.to(own_out.device)", "torch.where(~mask.to(own_out.device)",
+        "hooks/swap.py", "fresh = replaced", "pass",
         "test_swap.py::test_a_token_mask_keeps_the_rest[flat]",
+    ),
+    "a record that is a view": Change(
+        "hooks/reductions.py", "non_blocking=True, copy=True)", "non_blocking=True)",
+        "test_capture.py::test_records_are_copies[raw]",
+    ),
+    "a donor of other weights": Change(
+        "hooks/swap.py", "if own != facts:", 'if own["class"] != facts["class"]:',
+        "test_swap.py::test_a_donor_of_another_model_or_of_other_weights_is_refused",
+    ),
+    "an edit of the other half of the batch": Change(
+        "hooks/_blocks.py", "parts[place] = edited", "parts[place - 1] = edited",
+        "test_edit.py::test_other_families_are_edited_in_one_branch_also_where_both_share_a_batch[ltx-block]",
+    ),
+    "noise level of another step told to an edit": Change(
+        "hooks/_blocks.py", "float(hub.sigmas[step + 1])", "float(hub.sigmas[step])",
+        "test_edit.py::test_places_name_expert_step_branch_and_noise_level",
+    ),
+    "attention without the place of the keys": Change(
+        "hooks/attention.py", 'key = _rotated(key, *given["rotation"])', "pass",
+        "test_attention.py::test_the_values_weighed_by_the_weights_are_what_the_attention_gives_out[a14b-fp32]",
+    ),
+    "softmax over the chosen keys alone": Change(
+        "hooks/attention.py", "scores.softmax(-1)[..., chosen]", "scores[..., chosen].softmax(-1)",
+        "test_attention.py::test_chosen_queries_keys_heads_and_branches_are_parts_of_the_whole",
     ),
     "ensemble mean over tokens instead of seeds": Change(
         "hooks/ensemble.py", "groups.mean(1, keepdim=True).expand_as", "groups.mean(2, keepdim=True).expand_as",

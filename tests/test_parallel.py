@@ -25,10 +25,10 @@ import tiny
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cosutils.hooks._shards import Shard
-from cosutils.hooks.capture import capture, projection, raw, region, tokens
+from cosutils.hooks.capture import capture
 from cosutils.hooks.ensemble import ensemble
+from cosutils.hooks.reductions import energy, projection, raw, region, tokens
 from cosutils.hooks.swap import swap
-from cosutils.metrics import energy
 
 pytestmark = pytest.mark.slow
 

@@ -10,30 +10,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .._check import wholes
 from ..pipelines.check import check_pipeline, experts
 from ..pipelines.families import Family, family_of
 from ._call import Hub, Tap, tapped
+from .reductions import Grid
 
-__all__ = ["BRANCHES", "Grid", "Seen", "check_branches", "check_layers", "check_steps", "watch"]
+__all__ = ["BRANCHES", "Place", "Visit", "check_branches", "check_layers", "check_part", "check_steps", "watch"]
 
 BRANCHES = ("cond", "uncond")
-Grid = tuple[int, int, int]  # tokens along f, h, w
-Seen = tuple[str, int, int, Grid, Tensor, Tensor]  # expert, step, layer, grid, input and output (B, N, D)
 
 
-def _integers(values: Iterable[int] | int, what: str) -> tuple[int, ...]:
-    values = (values,) if isinstance(values, int) else tuple(values)
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{what}s must be integers, got {value!r}")
-    if not values:
-        raise ValueError(f"no {what} chosen: {what}s must not be empty")
-    return tuple(sorted(set(values)))
+class Place(NamedTuple):
+    """Where a state is: expert ("transformer" or "transformer_2"), absolute step, layer, CFG branch ("cond" or
+    "uncond"), token grid (f, h, w), and the noise level sigma in [0, 1] of the state x_s that the model was given.
+    """
+
+    expert: str
+    step: int
+    layer: int
+    branch: str
+    grid: Grid
+    sigma: float
+
+
+Visit = Callable[[Place, Tensor, Tensor], Tensor | None]  # of a part's input and output (B, N, ...)
 
 
 def check_layers(pipe: Any, layers: Iterable[int] | int | None) -> tuple[int, ...]:
@@ -42,7 +48,7 @@ def check_layers(pipe: Any, layers: Iterable[int] | int | None) -> tuple[int, ..
     models, family = experts(pipe).values(), family_of(pipe)
     if layers is None:
         return tuple(range(min(len(family.layers(model)) for model in models)))
-    chosen = _integers(layers, "layer")
+    chosen = wholes(layers, "layer")
     for model in models:
         count = len(family.layers(model))
         for layer in chosen:
@@ -56,7 +62,7 @@ def check_steps(steps: Iterable[int] | int | None) -> frozenset[int] | None:
     """Chosen steps as a set; None is all. ValueError for negative ones (a call tells the upper end)."""
     if steps is None:
         return None
-    chosen = _integers(steps, "step")
+    chosen = wholes(steps, "step")
     if chosen[0] < 0:
         raise ValueError(f"no step {chosen[0]}: steps count from 0 at the noisiest")
     return frozenset(chosen)
@@ -69,6 +75,21 @@ def check_branches(branch: str) -> tuple[str, ...]:
     if branch not in BRANCHES:
         raise ValueError(f"no branch {branch!r}: allowed are 'cond', 'uncond' and 'both'")
     return (branch,)
+
+
+def check_part(pipe: Any, part: str, layers: tuple[int, ...]) -> None:
+    """ValueError if the chosen blocks of `pipe` have no such part, or are compiled around it."""
+    family, models = family_of(pipe), experts(pipe)
+    if part == "block":
+        return
+    if part not in family.parts:
+        raise ValueError(f"no part {part!r} in a {type(pipe).__name__}: allowed are {('block', *family.parts)}")
+    if _compiled(family, models):
+        raise ValueError(f"the blocks are compiled, which hides part {part!r} inside them: look before compiling them")
+    for model in models.values():
+        for layer in layers:
+            if not hasattr(family.layers(model)[layer], family.parts[part].partition(".")[0]):
+                raise ValueError(f"block {layer} of {type(model).__name__} has no part {part!r}")
 
 
 def _compiled(family: Family, models: dict[str, nn.Module]) -> bool:
@@ -84,9 +105,9 @@ def _unguarded(hook: Callable) -> Callable:
 class _Watch(Tap):
     """Checks steps and branch against each call as it starts, follows the step, and passes on its end.
 
-    at: the absolute step the model is working on. passes: for each forward of a step the branches in its batch;
-    forwards: how many of them have begun; chosen: (place in its batch, branches in it) for the branches to visit in the
-    last that began. grid: of the tokens. reached: the steps with a chosen branch so far.
+    at: the absolute step the model is working on, sigma: its noise level. passes: for each forward of a step the
+    branches in its batch; forwards: how many of them have begun; chosen: (branch, place in its batch, branches in it)
+    for those to visit in the last that began. grid: of the tokens. reached: the steps with a chosen branch so far.
     """
 
     hooks = True
@@ -96,31 +117,34 @@ class _Watch(Tap):
         steps: frozenset[int] | None,
         branches: tuple[str, ...],
         compiled: bool,
-        begin: Callable[[Hub], None] | None,
+        begin: Callable[[Hub, Grid], None] | None,
         step_end: Callable[[], None] | None,
     ) -> None:
         self.steps, self.branches, self.compiled = steps, branches, compiled
         self.begin, self.step_end = begin, step_end
         self.at = self.forwards = 0
+        self.sigma = 0.0
         self.passes: tuple[tuple[str, ...], ...] = ()
-        self.chosen: tuple[tuple[int, int], ...] = ()
+        self.chosen: tuple[tuple[str, int, int], ...] = ()
         self.grid: Grid = (0, 0, 0)
         self.reached: set[int] = set()
 
-    def start(self, hub: Hub) -> None:
-        self.at, self.forwards = hub.first, 0
+    def check(self, hub: Hub) -> None:
         self.passes = hub.family.passes(hub.arguments)
         self.grid = tuple(n // p for n, p in zip(hub.size, hub.family.patch(hub.pipe), strict=True))
         if _compiled(hub.family, experts(hub.pipe)) and not self.compiled:
             raise ValueError("blocks were compiled while a context is open: compile them before opening it")
-        late = max(self.steps) if self.steps is not None else 0
-        if late >= hub.steps:
-            raise ValueError(f"no step {late}: this run has {hub.steps} steps (0..{hub.steps - 1})")
         if self.branches == ("uncond",) and self.passes == (("cond",),):
             unguided = hub.family.unguided
             raise ValueError(f"no branch 'uncond': with {unguided} a run has only the branch 'cond'")
         if self.begin is not None:
-            self.begin(hub)
+            self.begin(hub, self.grid)
+
+    def start(self, hub: Hub) -> None:
+        self.at, self.forwards, self.sigma = hub.first, 0, float(hub.sigmas[hub.first])
+        late = max(self.steps) if self.steps is not None else 0
+        if late >= hub.steps:
+            raise ValueError(f"no step {late}: this run has {hub.steps} steps (0..{hub.steps - 1})")
 
     def forward(self, hub: Hub) -> None:
         """A forward of a transformer begins, in a call of the pipeline or outside one."""
@@ -131,14 +155,57 @@ class _Watch(Tap):
         if self.forwards > len(self.passes):
             raise RuntimeError(f"the transformer ran more often than the pipeline does in one step ({self.at})")
         held = self.passes[self.forwards - 1]
-        self.chosen = tuple((place, len(held)) for place, branch in enumerate(held) if branch in self.branches)
+        places = [(branch, place, len(held)) for place, branch in enumerate(held) if branch in self.branches]
+        self.chosen = tuple(places)
         if self.chosen:
             self.reached.add(self.at)
 
     def step(self, hub: Hub, step: int, x: Tensor | None, v: Tensor | None, x0: Tensor | None) -> None:
         self.at, self.forwards, self.chosen = step + 1, 0, ()
+        self.sigma = float(hub.sigmas[step + 1])
         if self.step_end is not None:
             self.step_end()
+
+    def visited(self, visit: Visit, expert: str, layer: int, given: Tensor, states: Tensor) -> Tensor | None:
+        """`states` (B, N, ...) with what `visit` returned for the chosen branches; None where it returned nothing."""
+        replaced = None
+        for branch, place, count in self.chosen:
+            where = Place(expert, self.at, layer, branch, self.grid, self.sigma)
+            if count == 1:
+                replaced = visit(where, given, states)
+                continue
+            parts = list(states.chunk(count))
+            edited = visit(where, given.chunk(count)[place], parts[place])
+            if edited is not None:
+                parts[place] = edited
+                states = replaced = torch.cat(parts)
+        return replaced
+
+    def output_hook(self, visit: Visit, expert: str, layer: int) -> Callable:
+        """A forward hook for a part that returns its tokens, alone or before those of the text."""
+
+        def hook(module: nn.Module, arguments: tuple, named: dict[str, Any], output: Any) -> Any:
+            if not self.chosen:
+                return None
+            given = arguments[0] if arguments else named["hidden_states"]
+            if not isinstance(output, tuple):
+                return self.visited(visit, expert, layer, given, output)
+            replaced = self.visited(visit, expert, layer, given, output[0])
+            return None if replaced is None else (replaced, *output[1:])
+
+        return hook
+
+    def heads_hook(self, visit: Visit, expert: str, layer: int, heads: int) -> Callable:
+        """A forward pre-hook for the projection that mixes the heads, which are visited as (B, N, H, d)."""
+
+        def hook(module: nn.Module, arguments: tuple) -> tuple | None:
+            if not self.chosen:
+                return None
+            states = arguments[0].unflatten(2, (heads, -1))
+            replaced = self.visited(visit, expert, layer, states, states)
+            return None if replaced is None else (replaced.flatten(2), *arguments[1:])
+
+        return hook
 
 
 @contextmanager
@@ -147,23 +214,25 @@ def watch(
     layers: tuple[int, ...],
     steps: frozenset[int] | None,
     branches: tuple[str, ...],
-    visit: Callable[[Seen], Tensor | None],
+    visit: Visit,
     *,
+    part: str = "block",
     edits: bool = False,
-    begin: Callable[[Hub], None] | None = None,
+    begin: Callable[[Hub, Grid], None] | None = None,
     step_end: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """Call `visit` at the chosen blocks, steps and branches of every call inside.
+    """Call `visit` at a part of the chosen blocks, at the chosen steps and branches of every call inside.
 
     layers, steps, branches come from `check_layers`, `check_steps`, `check_branches`. With `edits`, the
-    tokens that `visit` returns replace the block's output (without, it must return None). Edits come before
+    tokens that `visit` returns replace the part's output (without, it must return None). Edits come before
     observations whatever the order of the contexts; of two edits on one block the inner context acts first.
-    Steps are absolute, also in a resumed run. `begin(hub)` may check a call's arguments, `step_end()` follows
-    every step.
+    Steps are absolute, also in a resumed run. `begin(hub, grid)` may check a call's arguments before anything is
+    computed, `step_end()` follows every step.
     ValueError when a call has not so many steps or no such branch, when blocks are compiled while the context
     is open, and at the end if a chosen step (or, without a choice, any block) was never reached.
     """
     models, family = experts(pipe), family_of(pipe)
+    check_part(pipe, part, layers)
     compiled = _compiled(family, models)
     # compiled blocks must not trace into hooks; elsewhere the guard would only cost time
     guard = torch.compiler.disable if compiled else _unguarded
@@ -172,18 +241,14 @@ def watch(
     def begins(module: nn.Module, arguments: tuple) -> None:
         tap.forward(hub)
 
-    def block_hook(name: str, layer: int) -> Callable:
-        def hook(module: nn.Module, arguments: tuple, named: dict[str, Any], output: Any) -> Tensor | None:
-            edited = None
-            for place, count in tap.chosen:
-                given = arguments[0] if arguments else named["hidden_states"]
-                states = output[0] if isinstance(output, tuple) else output  # text tokens go their own way
-                if count > 1:
-                    given, states = given.chunk(count)[place], states.chunk(count)[place]
-                edited = visit((name, tap.at, layer, tap.grid, given, states))
-            return edited
-
-        return guard(hook)
+    def hooked(block: nn.Module, name: str, layer: int) -> Any:
+        """The handle of the hook on this block."""
+        module = block if part == "block" else block.get_submodule(family.parts[part])
+        if not part.endswith("_heads"):
+            hook = guard(tap.output_hook(visit, name, layer))
+            return module.register_forward_hook(hook, prepend=edits, with_kwargs=True)
+        attention = block.get_submodule(family.parts[part].partition(".")[0])
+        return module.register_forward_pre_hook(tap.heads_hook(visit, name, layer, attention.heads), prepend=edits)
 
     with ExitStack() as stack:
         hub = stack.enter_context(tapped(pipe, tap))
@@ -191,9 +256,7 @@ def watch(
             stack.callback(model.register_forward_pre_hook(begins).remove)
             blocks = family.layers(model)
             for layer in layers:
-                hook = block_hook(name, layer)
-                handle = blocks[layer].register_forward_hook(hook, prepend=edits, with_kwargs=True)
-                stack.callback(handle.remove)
+                stack.callback(hooked(blocks[layer], name, layer).remove)
         yield
     missed = sorted((steps or frozenset()) - tap.reached)
     if missed:

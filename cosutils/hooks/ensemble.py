@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._check import whole
 from ..pipelines.families import only_wan
-from ._blocks import Seen, check_branches, check_layers, check_steps, watch
+from ._blocks import Place, check_branches, check_layers, check_steps, watch
 from ._call import Hub, Tap, tapped
 from ._shards import refuse_shards
 from .record import Run, record, resume
+from .reductions import Grid
 
 __all__ = ["ensemble", "merge", "merge_then_single"]
 
@@ -62,6 +64,8 @@ def _batch_of(arguments: Mapping[str, Any]) -> int:
 def _check_groups(arguments: Mapping[str, Any], size: int | None) -> int:
     """Seeds in each group; ValueError if the batch does not divide or a group mixes prompts or images."""
     batch = _batch_of(arguments)
+    if batch == 0:
+        raise ValueError("an ensemble of no video: the list of prompts is empty")
     size = batch if size is None else size
     if batch % size:
         raise ValueError(f"a batch of {batch} videos does not divide into groups of {size} seeds")
@@ -74,6 +78,13 @@ def _check_groups(arguments: Mapping[str, Any], size: int | None) -> int:
                         f"row {row} has another {name} than its group of {size} seeds: keep the seeds of one "
                         "prompt and image next to each other and give their number as size"
                     )
+    generators = arguments.get("generator")
+    if _rows_of(generators, batch) and arguments.get("latents") is None:
+        for row, one in enumerate(generators):
+            for other in generators[row - row % size : row]:
+                if None not in (one, other) and one is not other and torch.equal(one.get_state(), other.get_state()):
+                    seed = one.initial_seed()
+                    raise ValueError(f"seed {seed} is given twice in a group of {size}: the mean needs different seeds")
     return size
 
 
@@ -99,14 +110,13 @@ def ensemble(
     only_wan(pipe, "ensemble")
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}: allowed are {MODES}")
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"size must be a positive number of seeds or None, got {size!r}")
+    size = None if size is None else whole(size, "size", 1)
     if layers is None or steps is None:
         raise ValueError("name the layers and steps to merge at, for example layers=range(20, 30), steps=[0]")
     layers, steps, branches = check_layers(pipe, layers), check_steps(steps), check_branches(branch)
     group = 1
 
-    def begin(hub: Hub) -> None:
+    def begin(hub: Hub, grid: Grid) -> None:
         nonlocal group
         if hub.arguments["num_videos_per_prompt"] != 1:
             raise ValueError("give K seeds as prompt=[p] * K and a list of generators, not num_videos_per_prompt")
@@ -114,8 +124,8 @@ def ensemble(
         if mode == "pooled":  # a mean over all tokens; a merge position by position may see a part of them
             refuse_shards(hub.pipe, "ensemble with mode='pooled'")
 
-    def visit(seen: Seen) -> Tensor | None:
-        return None if group == 1 else merge(seen[-1], group, mode)
+    def visit(place: Place, given: Tensor, states: Tensor) -> Tensor | None:
+        return None if group == 1 else merge(states, group, mode)
 
     with watch(pipe, layers, steps, branches, visit, edits=True, begin=begin):
         yield
@@ -191,7 +201,8 @@ def merge_then_single(
     """
     last = max(check_steps(steps) or (0,))
     batch, group = _batch_of(arguments), _check_groups(arguments, size)
-    if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep < group:
+    keep = whole(keep, "keep")
+    if not 0 <= keep < group:
         raise ValueError(f"no seed {keep!r} to keep: a group has {group} seeds (0..{group - 1})")
     with ensemble(pipe, layers, steps, mode, size=size, branch=branch):
         first = head(pipe, last, **arguments)

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from diffusers import WanImageToVideoPipeline
 
-from ..hooks.capture import Capture, capture, raw, region
+from ..hooks.capture import Capture, capture
+from ..hooks.reductions import raw, region
 from ..hooks.swap import swap
 from ..metrics import leader
 from ..mini import world

@@ -21,8 +21,8 @@ import torch
 from diffusers import WanImageToVideoPipeline
 
 from .._check import whole
-from ..hooks._blocks import Grid
-from ..hooks.capture import Capture, capture, raw
+from ..hooks.capture import Capture, capture
+from ..hooks.reductions import Grid, raw
 from ..hooks.swap import swap
 from ..metrics import leader
 from ..mini import world

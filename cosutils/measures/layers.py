@@ -22,9 +22,8 @@ from diffusers import WanImageToVideoPipeline
 from scipy.stats import spearmanr
 from torch.nn.functional import adaptive_avg_pool3d, avg_pool2d
 
-from ..hooks._blocks import Grid
-from ..hooks.capture import Reduction, capture, projection, raw
-from ..metrics import energy
+from ..hooks.capture import capture
+from ..hooks.reductions import Grid, Reduction, energy, projection, raw
 from ..mini import world
 from ..mini.tasks import Sample
 from ..pipelines.loading import seeded, settings

@@ -23,7 +23,8 @@ import torch
 from diffusers import WanImageToVideoPipeline
 
 from .._check import whole
-from ..hooks.capture import Capture, Reduction, capture, projection, raw
+from ..hooks.capture import Capture, capture
+from ..hooks.reductions import Reduction, projection, raw
 from ..hooks.inject import Edit, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
 from ..hooks.record import Run, record
 from ..metrics import linear_cka

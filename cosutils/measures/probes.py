@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from ..hooks._blocks import Grid
+from ..hooks.reductions import Grid
 from ..mini import world
 from ..mini.tasks import Sample
 from .layers import Activations

@@ -24,8 +24,8 @@ SAMPLED = 512  # values of each tensor that it looks at beyond
 PASSING = ("architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config")
 
 
-def identity(pipe: DiffusionPipeline) -> dict[str, dict[str, Any]]:
-    """What `pipe` and each of its components are now: {component: facts}, plain JSON values.
+def identity(pipe: DiffusionPipeline, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+    """What `pipe` and each of its components, or those of `names`, are now: {component: facts}, plain JSON values.
 
     Of a model: class, dtypes, `commit` of the hub where `load` fetched it from there and nothing has changed it,
     else `digest`, the sha256 of configuration and weights, None where they are on no device; `quantization`
@@ -37,7 +37,7 @@ def identity(pipe: DiffusionPipeline) -> dict[str, dict[str, Any]]:
     settings = {name: value for name, value in pipe.config.items() if name not in components}
     found = {"pipeline": {"class": type(pipe).__name__, "config": _plain(settings)}}
     for name, part in components.items():
-        if part is not None:
+        if part is not None and (names is None or name in names):
             facts = _model(part) if isinstance(part, nn.Module) else {"digest": _digest(_description(part))}
             found[name] = {"class": type(part).__name__, **facts}
     return found

@@ -30,9 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..hooks._blocks import Grid
-from ..hooks.capture import Capture, Reduction, capture
-from ..metrics import energy
+from ..hooks.capture import Capture, capture
+from ..hooks.reductions import Grid, Reduction, energy
 
 __all__ = [
     "change", "channel_variance", "channels", "colours", "components", "explained", "heat", "largest",

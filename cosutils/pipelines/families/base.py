@@ -7,7 +7,9 @@ has two other forms: the loop's own, which `prepare_latents` returns (`unpack`, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -102,12 +104,20 @@ class Family:
     """One kind of image-to-video pipeline. The defaults: flow matching, states in one form throughout, no frame held
     by the pipeline, and one forward of the transformer for each branch of the guidance.
 
-    pipeline: its class. blocks: the transformer's lists of blocks, in order. solver: how its schedulers step.
+    pipeline: its class. blocks: the transformer's lists of blocks, in order. parts: {name: path in a block} of modules
+    that return the video's tokens, alone or before those of the text, or are given them for a name that ends in _heads.
+    solver: how its schedulers step.
     settings: arguments of the call to note beside prompt and size. unguided: when a call has no branch "uncond".
     """
 
     pipeline: type
     blocks: tuple[str, ...] = ("transformer_blocks",)
+    parts: Mapping[str, str] = MappingProxyType({
+        "self_attention": "attn1",
+        "self_attention_heads": "attn1.to_out.0",
+        "cross_attention": "attn2",
+        "cross_attention_heads": "attn2.to_out.0",
+    })  # fmt: skip
     solver = Flow()
     settings: tuple[str, ...] = ("guidance_scale",)
     unguided = "guidance_scale <= 1"

@@ -7,6 +7,7 @@ of a step is the noise's weight sqrt(1 - abar), so that sqrt(abar) = sqrt(1 - si
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -75,6 +76,7 @@ class _Diffusion(Flow):
 
 class CogVideoX(Family):
     pipeline = CogVideoXImageToVideoPipeline
+    parts = MappingProxyType({"self_attention": "attn1"})  # of text and video together
     solver = _Diffusion()
     settings = ("guidance_scale", "use_dynamic_cfg")
 

@@ -7,6 +7,7 @@ for the image; the pipeline drops it from the latents it returns and its 4 pixel
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 from diffusers import HunyuanVideoImageToVideoPipeline
@@ -24,6 +25,7 @@ class HunyuanVideo(Family):
 
     pipeline = HunyuanVideoImageToVideoPipeline
     blocks = ("transformer_blocks", "single_transformer_blocks")
+    parts = MappingProxyType({"self_attention": "attn", "feed_forward": "ff"})  # the latter in dual-stream blocks
     settings = ("guidance_scale", "true_cfg_scale")
     unguided = "true_cfg_scale <= 1 or no negative_prompt"
 

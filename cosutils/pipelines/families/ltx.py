@@ -5,6 +5,7 @@ A VAE with timestep conditioning decodes at timestep 0 and without added noise, 
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 from diffusers import LTXImageToVideoPipeline
@@ -19,6 +20,7 @@ class LTX(Family):
     """`Call.known` is the latent frame of the given image (B, C, 1, H, W)."""
 
     pipeline = LTXImageToVideoPipeline
+    parts = MappingProxyType(Family.parts | {"feed_forward": "ff"})
     settings = ("guidance_scale", "guidance_rescale", "frame_rate")
 
     def scales(self, pipe: Any) -> tuple[int, int]:

@@ -5,6 +5,7 @@ TI2V-5B gives the solver all latent frames and puts the given image back into fr
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class Wan(Family):
 
     pipeline = WanImageToVideoPipeline
     blocks = ("blocks",)
+    parts = MappingProxyType(Family.parts | {"feed_forward": "ffn"})
     settings = ("guidance_scale", "guidance_scale_2")
 
     def patch(self, pipe: Any) -> tuple[int, int, int]:
