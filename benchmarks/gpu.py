@@ -390,7 +390,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--steps and --repeats must be at least 2, got {options.steps} and {options.repeats}")
     if options.out.suffix != ".json":
         parser.error(f"--out must name a .json file, got {options.out}")
-    if (options.device == "cuda" and not torch.cuda.is_available()) or (options.size == "full" and options.device == "cpu"):
+    if (options.device == "cuda" and not torch.cuda.is_available()) or (
+        options.size == "full" and options.device == "cpu"
+    ):
         parser.error("no CUDA GPU in use: --size full needs one of 80 GB; --size tiny --device cpu runs anywhere")
     size, device = SIZES[options.size], torch.device(options.device)
     pipe = build(size, device)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_house import PACKAGE, modules
 
 import cosutils as cos
-from test_house import PACKAGE, modules
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = sorted(

@@ -14,8 +14,8 @@ import cosutils as cos
 from cosutils import vbvr
 from cosutils.films import read_film
 from cosutils.pipelines.loading import data_folder
-from cosutils.vbvr.answers import answer, look_at, study
 from cosutils.vbvr import views
+from cosutils.vbvr.answers import answer, look_at, study
 from tiny import build, call
 
 TRUTH = data_folder() / "vbvr-samples" / "ground-truth"

@@ -24,9 +24,9 @@ from diffusers import WanImageToVideoPipeline
 
 from .._check import whole
 from ..hooks.capture import Capture, capture
-from ..hooks.reductions import Reduction, projection, raw
 from ..hooks.inject import Edit, inject_each, noise_at, noise_at_frame, noise_at_step, renoise
 from ..hooks.record import Run, record
+from ..hooks.reductions import Reduction, projection, raw
 from ..metrics import linear_cka
 from ..mini import world
 from ..mini.tasks import Sample, agreement
