@@ -29,11 +29,12 @@ def examples(name: str) -> list[doctest.DocTest]:
 
 @pytest.fixture(scope="module")
 def names():
-    """What every example may use: a pipeline, a puzzle, and the arguments of a call of four steps."""
-    pipe = cos.load("cos-mini-two")
+    """What every example may use: a pipeline of three blocks, a puzzle, the arguments of a call of four steps, and a
+    direction in the space of its states."""
+    pipe = cos.load("cos-mini-shallow")
     puzzle = cos.tasks.shelf.sample(seed=7)
     call = puzzle.inputs | cos.settings(pipe) | dict(num_inference_steps=4, output_type="latent")
-    return dict(cos=cos, np=np, torch=torch, pipe=pipe, puzzle=puzzle, call=call)
+    return dict(cos=cos, np=np, torch=torch, pipe=pipe, puzzle=puzzle, call=call, direction=torch.ones(128))
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLIC if examples(name)])
@@ -57,4 +58,4 @@ def test_no_example_stands_where_nobody_runs_it(name):
 
 def test_every_public_module_is_in_the_reference():
     listed = re.findall(r"automodule:: cosutils\.([\w.]+)", (ROOT / "book" / "api.md").read_text())
-    assert sorted(listed) == [name for name in PUBLIC if name not in ("mini", "vbvr", "mini.tasks", "scale", "report")]
+    assert sorted(listed) == [name for name in PUBLIC if name not in ("vbvr", "mini.tasks")]  # they pass on names

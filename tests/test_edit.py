@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
-import sys
 from contextlib import ExitStack, nullcontext
 
 import pytest
 import torch
 from test_capture import GRID, STEPS, untouched
 
-import cosutils as cos
 import tiny
 import tiny_families as families
 from cosutils import Place, capture, edit, raw, record, swap
@@ -220,13 +217,3 @@ def test_unknown_places_and_contexts_without_a_call_are_refused(pipe):
         edit(pipe, 1, None, lambda x, place: x),
     ):
         pass
-
-
-@pytest.mark.parametrize("name", ["edit", "attention"])
-def test_the_examples_of_the_docs_run(pipe, name):
-    module = sys.modules[f"cosutils.hooks.{name}"]
-    names = {"cos": cos, "torch": torch, "pipe": pipe, "call": tiny.call(), "direction": torch.linspace(-1, 1, 24)}
-    tests = [test for test in doctest.DocTestFinder().find(module, name, globs=names) if test.examples]
-    assert tests
-    for test in tests:
-        assert doctest.DocTestRunner().run(test).failed == 0

@@ -87,7 +87,7 @@ def attention(
 
     >>> with cos.attention(pipe, of=cos.region(frames=[2]), to="ball", part="cross_attention") as maps:
     ...     _ = pipe(**call)
-    >>> heat = maps["transformer", 0, 3].mean(1)  # over heads: (B, Q, K)
+    >>> heat = maps["transformer", 0, 2].mean(1)  # over heads: (B, Q, K)
     """
     only_wan(pipe, "attention")
     if part not in PARTS:

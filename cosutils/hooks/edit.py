@@ -2,7 +2,7 @@
 
 Steering along a direction (D,) at the output of three blocks, in the first steps:
 
->>> with cos.edit(pipe, [1, 2, 3], range(2), lambda states, place: states + 4.0 * direction):
+>>> with cos.edit(pipe, [0, 1, 2], range(2), lambda states, place: states + 4.0 * direction):
 ...     steered = pipe(**call).frames
 
 Ablating one head of self-attention, before the heads are mixed:
@@ -17,7 +17,7 @@ Ablating one head of self-attention, before the heads are mixed:
 Patching what cross-attention brings in of another prompt, and nothing else:
 
 >>> with cos.capture(pipe, reduce=cos.raw, part="cross_attention") as donor:
-...     _ = pipe(**call | {"prompt": "the blue maze"})
+...     _ = pipe(**call | {"prompt": puzzle.twin().prompt})
 >>> with cos.swap(pipe, donor.layers, donor, part="cross_attention"):
 ...     patched = pipe(**call).frames
 """

@@ -1,13 +1,11 @@
 """Disturb a running chain: the paper's two perturbations (Sec. 3.2, Fig. 3), the controls they lack, and your own.
 
-    with inject(pipe, noise_at_step(12)):
-        pipe(**arguments)
-
-    def steer(x, step, sigma, x0):
-        return x + 0.1 * (1 - sigma) * direction
-
-    with inject(pipe, steer, steps=range(4)):
-        pipe(**arguments)
+>>> with inject(pipe, noise_at_step(2)):
+...     output = pipe(**call)
+>>> def steer(x, step, sigma, x0):
+...     return x + 0.1 * (1 - sigma) * torch.ones_like(x)
+>>> with inject(pipe, steer, steps=range(2)):
+...     output = pipe(**call)
 
 An edit at step i replaces x_i before the model sees it (i = 0: the initial latents). Under a multistep solver
 every edit also clears the solver's memory: otherwise UniPC's corrector rebuilds x_i from the step before and

@@ -1,9 +1,11 @@
 """Record every step of a pipeline call, decode it later, store it, and continue from any step.
 
-    with record(pipe) as run:
-        pipe(**arguments)
-    run.x0[12]                    # the estimate x0hat at step 12, (B, C, F, H, W)
-    run.decode(steps=[0, 4, 12])  # its pixels, (3, B, T, H, W, 3)
+>>> with record(pipe) as run:
+...     output = pipe(**call)
+>>> run.x0[2].shape  # the estimate x0hat at step 2, (B, C, F, H, W)
+torch.Size([1, 16, 5, 10, 10])
+>>> run.decode(steps=[0, 2]).shape  # its pixels, (S, B, T, H, W, 3)
+torch.Size([2, 1, 17, 80, 80, 3])
 
 Chain-of-Steps (arXiv 2603.16870, Sec. 3.1) reads x0hat = x_s - sigma_s v(x_s, s) at every step s. The sigma
 is the schedule's own (`scheduler.sigmas[s]`, never t / 1000), the product is taken in float32. Pipelines that are no

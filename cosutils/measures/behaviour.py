@@ -1,9 +1,10 @@
 """What an answer does along the denoising steps (paper Sec. 4, Fig. 4-5): kept, corrected, placed before it moves.
 
-    traces = [trace(pipe, tasks.reappear.sample(seed)) for seed in range(24)]
-    leads = np.stack([right(t) for t in traces])     # (runs, S), True where a right answer leads
-    step, rows = worst(leads)                        # working memory at its weakest step
-    fixed, broken = turns(leads)                     # self-correction, and its opposite, at every step
+>>> from cosutils.measures.chain import trace
+>>> traces = [trace(pipe, cos.tasks.reappear.sample(seed), num_inference_steps=4) for seed in range(2)]
+>>> leads = np.stack([right(t) for t in traces])  # (runs, S), True where a right answer leads
+>>> step, rows = worst(leads)  # working memory at its weakest step
+>>> fixed, broken = turns(leads)  # self-correction, and its opposite, at every step
 
 S steps, T frames, K candidates. Frames are told apart in pixels where the estimate is read and in latent frames where
 hidden states are exchanged (the token grid's first axis).

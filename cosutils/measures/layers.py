@@ -4,7 +4,7 @@
     >>> found = layers.activations(pipe, puzzle, probed=[0, 3], num_inference_steps=4)
     >>> ratio = layers.contrast(found.energy, layers.foreground(puzzle, found.grid), first=False, large=0.02)
     >>> ratio.shape               # steps, layers
-    (4, 2)
+    (4, 3)
 
 S steps, L layers, tokens (f, h, w) on the grid of the patch embedding. Layer numbers count from 0; where states stand
 for themselves, index 0 of an axis of L + 1 is the input of the first block, "layer -1".

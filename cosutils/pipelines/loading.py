@@ -1,7 +1,7 @@
 """Load a model with named settings, and make its seeds.
 
-    pipe = load("cos-mini")
-    pipe(**sample.inputs, **settings(pipe), generator=seeded(0))
+>>> pipe = load("cos-mini-two")
+>>> output = pipe(**puzzle.inputs, **settings(pipe), generator=seeded(0))
 
 The settings are the rows of `schedule.PRESETS`.
 """

@@ -1,7 +1,8 @@
 """One experiment as a frozen `Spec`, and its run: finished once, named by the content of all that decides its result.
 
-    spec = Spec(model="cos-mini", preset="mini", task="maze", seed=7, condition="noise_at_step 2")
-    run_one(spec, "runs/x")
+>>> spec = Spec(model="cos-mini-two", preset="mini", task="maze", seed=7, steps=4, condition="noise_at_step 2")
+>>> run_one(spec, "runs/x").name == f"{key(spec)}.json"
+True
 
 A run leaves
 
