@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
+<<<<<<< HEAD
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+=======
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+>>>>>>> 08272f3 (Pictures as viewers show them, films by their video stream, files of any name: one reader for each)
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +23,7 @@ import yaml
 from safetensors import SafetensorError
 
 __all__ = [
-    "alive", "new_folder", "read_json", "read_yaml", "remove_leftovers", "restore_folder", "sha256", "writable_folder",
+    "alive", "new_folder", "read_json", "read_text", "read_yaml", "remove_leftovers", "restore_folder", "sha256", "writable_folder",
     "write", "write_all", "write_json", "write_text",
 ]  # fmt: skip
 
@@ -55,7 +61,8 @@ def write_all(files: Mapping[Path, Callable[[Path], Any]]) -> None:
         raise OSError(f"could not write {path}, nothing was changed there: {error}") from error
     finally:
         for part in parts.values():
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # where the folder cannot be made there is nothing to remove
+                part.unlink()
 
 
 def alive(pid: int) -> bool:
@@ -105,17 +112,26 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text as editors save it: in UTF-8, or in UTF-16 with its mark, every line ended by "\\n".
+
+    ValueError that names the file where it is neither.
+    """
+    with path.open("rb") as file:
+        marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors put a mark before the text
+        text = path.read_text(encoding="utf-16" if marked else "utf-8-sig")  # some editors mark UTF-8, too
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+    if "\0" in text:
+        raise ValueError(f"{path} is not text in UTF-8: it holds zero bytes")
+    return text
 
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds; ValueError that names file and line where it is no YAML or has a key twice."""
     try:
-        return yaml.load(_text(path), _Strict)
+        return yaml.load(read_text(path), _Strict)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""
@@ -127,7 +143,7 @@ def read_yaml(path: Path) -> Any:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; ValueError that names file and line where it is no JSON or has a key twice."""
     try:
-        return json.loads(_text(path), object_pairs_hook=_once)
+        return json.loads(read_text(path), object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: line {error.lineno}: {error.msg}") from error
     except ValueError as error:
