@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from ._files import write
 
-__all__ = ["check_film", "check_picture", "probe", "read_film", "read_picture", "write_film"]
+__all__ = ["check_film", "check_picture", "probe", "read_comment", "read_film", "read_picture", "write_film"]
 
 
 # ---------------------------------------------------------------- pictures
@@ -105,11 +105,17 @@ def read_film(path: str | Path, pixels: int | None = None) -> np.ndarray:
     return np.ascontiguousarray(frames[:, head:]).reshape(-1, height, width, 3)
 
 
-def write_film(frames: np.ndarray, path: str | Path, fps: float = 16, quality: int = 12) -> Path:
+def read_comment(path: str | Path) -> str:
+    """The comment that `write_film` put into a video file, "" where it has none or cannot be read."""
+    said = _ffmpeg("-i", f"file:{Path(path).expanduser()}", "-f", "ffmetadata", "-").stdout.decode(errors="replace")
+    return next((line.partition("=")[2] for line in said.splitlines() if line.startswith("comment=")), "")
+
+
+def write_film(frames: np.ndarray, path: str | Path, fps: float = 16, quality: int = 12, comment: str = "") -> Path:
     """Write frames (T, H, H, 3), float in [0, 1] or uint8, as the evaluators like it, and return `path`.
 
     H.264, yuv420p, a key frame every 8 (they seek for every frame), square (they crop where the sides differ much).
-    fps: above 0. quality: x264's crf, 0 is lossless. The file appears whole or not at all. Raises ValueError for frames
+    fps: above 0. quality: x264's crf, 0 is lossless. comment: one line, kept in the file. The file appears whole or not at all. Raises ValueError for frames
     that are not square, of odd side, out of [0, 1] or not finite, OSError where the file cannot be written.
     """
     frames, path = np.asarray(frames), Path(path).expanduser()
@@ -127,6 +133,7 @@ def write_film(frames: np.ndarray, path: str | Path, fps: float = 16, quality: i
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{side}x{side}", "-r", str(fps), "-i", "-"]
     codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(quality), "-g", "8", "-threads", "1"]
     exact = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-movflags", "+faststart", "-f", "mp4"]
+    exact += ["-metadata", f"comment={comment}"]
 
     def fill(part: Path) -> None:
         run = _ffmpeg("-y", *source, *codec, *exact, f"file:{part}", input=frames.tobytes())

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_films import shorten, square
+from test_films import ffmpeg, overwrite, shorten, square
 
 import cosutils as cos
 from cosutils import vbvr
-from cosutils.films import _ffmpeg, read_film, write_film
+from cosutils.films import read_film, write_film
 from cosutils.mini.export import export
 from cosutils.pipelines.loading import data_folder
 from tiny import build
@@ -133,6 +133,12 @@ def damaged(name):
         "video that is text": write("ground_truth.mp4", b"version https://git-lfs.github.com/spec/v1\n"),
         "empty video": write("ground_truth.mp4", b""),
         "picture that is text": write("first_frame.png", b"no picture"),
+        "picture that lost its end": lambda sample: shorten(sample / "final_frame.png", 0.5),
+        "damaged picture": lambda sample: overwrite(sample / "first_frame.png", 40),
+        "image setting": lambda sample: (sample / "ground_truth.mp4").rename(sample / "frame_1.png"),
+        "task in both splits": lambda sample: shutil.copytree(
+            sample.parent, sample.parents[2] / "In-Domain_50" / sample.parent.name
+        ),
         "picture that is not square": stretch,
         "picture of another size": shrink,
         "unexpected file": write("first.png", b""),
@@ -147,11 +153,15 @@ def damaged(name):
     "name, words",
     [
         ("empty prompt", "prompt.txt is empty"),
-        ("prompt of another encoding", "prompt.txt is not UTF-8"),
+        ("prompt of another encoding", "prompt.txt is not text in UTF-8"),
         ("truncated video", "ground_truth.mp4 is (truncated|not a readable video)"),
         ("video that is text", "ground_truth.mp4 is not a readable video"),
         ("empty video", "ground_truth.mp4 is not a readable video"),
         ("picture that is text", "first_frame.png is not a readable picture"),
+        ("picture that lost its end", "final_frame.png is not a readable picture, or damaged"),
+        ("damaged picture", "first_frame.png is not a readable picture, or damaged"),
+        ("image setting", "is of VBVR-Pro-Bench's image setting .*films answer the video setting"),
+        ("task in both splits", "O-60_.* lies in .* and in .*the evaluator takes the truth of In-Domain_50 for both"),
         ("picture that is not square", "square and of one size, but first_frame.png 1024x512"),
         ("picture of another size", "final_frame.png 512x512"),
         ("unexpected file", "unexpected 'first.png' in .*expected first_frame.png"),
@@ -165,6 +175,42 @@ def test_an_odd_file_is_named(copy, name, words):
     damaged(name)(copy[1])
     with pytest.raises(ValueError, match=words):
         vbvr.read(copy[0])
+
+
+def test_one_bad_sample_is_left_out_only_by_name(copy):
+    root, sample = copy
+    good = sample.with_name("00001")
+    shutil.copytree(sample, good)
+    shorten(sample / "ground_truth.mp4", 0.5)
+    with pytest.raises(ValueError, match="ground_truth.mp4 is truncated"):
+        vbvr.read(root)
+    (puzzle,) = vbvr.read(root, skip=[SYMBOL])
+    assert puzzle.folder == good and puzzle.skipped == (SYMBOL,)
+    assert vbvr.read(root, skip=SYMBOL, limit=1) == [puzzle]  # the limit counts what is read
+    for odd in ("O-60", "Out-of-Domain_50/O-60_symbol_substitute_data-generator/00007"):
+        with pytest.raises(FileNotFoundError, match=f"no sample {odd} to skip"):
+            vbvr.read(root, skip=[SYMBOL, odd])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_prompt_is_read_as_any_editor_saves_it(copy, encoding, newline):
+    (copy[1] / "prompt.txt").write_text("Swap ♦ and ä.\nStop.\n", encoding=encoding, newline=newline)
+    assert vbvr.read(copy[0])[0].prompt == "Swap ♦ and ä.\nStop."
+
+
+@pytest.mark.parametrize("name", ["a [1] 50%d", "-x", "x:y ä ♦", "~"])
+def test_a_benchmark_may_lie_anywhere(copy, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    place = Path(name).expanduser()
+    shutil.copytree(tmp_path / "Out-of-Domain_50", place / "Out-of-Domain_50")
+    (puzzle,) = vbvr.read(name, pixels=64)
+    assert puzzle.video.shape[1:] == (64, 64, 3)
+    vbvr.save_answer(puzzle.video, puzzle, f"{name}/answers")
+    assert vbvr.check_answers([puzzle], f"{name}/answers") == {SYMBOL: (64, 22)} and (place / "answers").is_dir()
+    puzzle.image.save(place / "mine.png")
+    assert vbvr.custom(f"{name}/mine.png", "Go.", pixels=64).image.tobytes() == puzzle.image.tobytes()
 
 
 def test_hidden_files_of_downloads_are_passed(copy):
@@ -190,7 +236,8 @@ def test_folders_without_puzzles_say_so(tmp_path):
 def test_one_picture_and_a_prompt_make_a_puzzle(tmp_path):
     Image.new("RGB", (60, 30), (10, 200, 30)).save(tmp_path / "mine.png")
     puzzle = vbvr.custom(tmp_path / "mine.png", " Move the ball. ", pixels=64, frames=17)
-    assert puzzle.prompt == "Move the ball." and puzzle.inputs["num_frames"] == 17
+    assert puzzle.prompt == "Move the ball." and puzzle.digest != vbvr.custom(tmp_path / "mine.png", "Go.").digest
+    assert puzzle.inputs["num_frames"] == 17
     assert puzzle.inputs["height"] == puzzle.inputs["width"] == 64
     assert np.unique(np.asarray(puzzle.image).reshape(-1, 3), axis=0).tolist() == [[10, 200, 30]]
     for absent in ("final", "video", "truth"):
@@ -215,6 +262,9 @@ def test_odd_custom_puzzles_are_refused(tmp_path):
         vbvr.custom(picture, "Go.", frames=80)
     with pytest.raises(FileNotFoundError, match="no picture"):
         vbvr.custom(tmp_path / "none.png", "Go.")
+    for name in ("", "..", "a/b"):
+        with pytest.raises(ValueError, match="must do as that of a folder"):
+            vbvr.custom(picture, "Go.", name=name)
 
 
 # ---------------------------------------------------------------- answers
@@ -232,11 +282,32 @@ def test_answers_lie_where_the_evaluator_looks_and_finished_work_is_known(tmp_pa
     shorten(path, 0.5)
     with pytest.raises(ValueError, match="00001.mp4 is"):
         vbvr.check_answers(puzzles, tmp_path)
-    shutil.copy(write_film(square(64), tmp_path / "film.mp4"), path)
-    stretched = _ffmpeg("-y", "-i", str(tmp_path / "film.mp4"), "-vf", "scale=96:64", str(path))
-    assert stretched.returncode == 0
-    with pytest.raises(ValueError, match="is 96x64: the evaluator would crop it"):
+    film = write_film(square(64), tmp_path / "film.mp4")
+    ffmpeg("-i", film, "-vf", "scale=66:64", path)  # the evaluator resizes it
+    assert vbvr.check_answers(puzzles, tmp_path)[puzzles[2].name] == (66, 9)
+    ffmpeg("-i", film, "-vf", "scale=68:64", path)
+    with pytest.raises(ValueError, match="is 68x64: the evaluator would crop it to a square"):
         vbvr.check_answers(puzzles, tmp_path)
+
+
+def test_an_answer_belongs_to_a_puzzle_by_its_content_not_by_its_name(copy, tmp_path):
+    root, sample = copy
+    (puzzle,) = vbvr.read(root, pixels=64, frames=5)
+    vbvr.save_answer(square(64, 5), puzzle, tmp_path / "answers")
+    assert vbvr.missing(vbvr.read(root, pixels=64, frames=5), tmp_path / "answers") == []
+    others = {"size": vbvr.read(root, pixels=80, frames=5), "frames": vbvr.read(root, pixels=64, frames=9)}
+    (sample / "prompt.txt").write_text("Do something else.")
+    others["prompt"] = vbvr.read(root, pixels=64, frames=5)
+    shutil.copy(TRUTH / SYMBOL / "prompt.txt", sample)
+    shutil.copy(sample / "final_frame.png", sample / "first_frame.png")
+    others["picture"] = vbvr.read(root, pixels=64, frames=5)
+    for what, puzzles in others.items():
+        for refuse in (vbvr.missing, vbvr.check_answers):
+            with pytest.raises(ValueError, match="00000.mp4 answers another puzzle of that name"):
+                refuse(puzzles, tmp_path / "answers")
+                pytest.fail(what)
+    foreign = write_film(square(64, 5), tmp_path / "foreign" / f"{puzzle.name}.mp4")  # of another program: by its name
+    assert vbvr.missing([puzzle], tmp_path / "foreign") == [] and foreign.is_file()
 
 
 def test_a_stock_pipeline_takes_a_puzzle_and_its_film_is_an_answer(tmp_path):

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,11 +32,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, tensor
 
-from .._files import write_json
+from .._files import read_json, write, write_json
 from ..films import read_film, write_film
 from ..hooks.record import record
 from ..pipelines.loading import seeded, settings
-from .puzzles import Puzzle, answer_path
+from .puzzles import Puzzle, answer_path, is_answered, save_answer
 from .views import views
 
 __all__ = ["Look", "answer", "look_at", "study"]
@@ -58,7 +57,7 @@ class Look:
     @property
     def info(self) -> dict[str, Any]:
         """Prompt, sizes, schedule, seeds, versions: that of `record`."""
-        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        return read_json(self.folder / "run.json")
 
     @property
     def sigmas(self) -> list[float]:
@@ -99,7 +98,7 @@ def study(root: str | Path, **facts: Any) -> Path:
     under the same name are a fact of their own (`spec.weights`).
     """
     text = json.dumps(facts, sort_keys=True, allow_nan=False)
-    place = Path(root) / hashlib.sha256(text.encode()).hexdigest()[:12]
+    place = Path(root).expanduser() / hashlib.sha256(text.encode()).hexdigest()[:12]
     if not (place / "study.json").is_file():
         write_json(place / "study.json", facts)
     return place
@@ -116,14 +115,15 @@ def answer(
     fps: float = 16,
     **call: Any,
 ) -> Look:
-    """Run `pipe` on `puzzle` unless its answer lies in `place`, and return what was kept.
+    """Run `pipe` on `puzzle` unless its own answer lies in `place`, and return what was kept.
 
     steps, layers: which to look at (None is all; an empty list of layers keeps films only). count: of the channels to
     keep. call: overrides of the preset's settings. A run that is stopped leaves no answer and is done again. One step
-    is decoded at a time. Raises ValueError for steps and layers that are not there.
+    is decoded at a time. Raises ValueError for steps and layers that are not there, and where `place` holds the answer to
+    another puzzle of the same name.
     """
     film, folder = _places(puzzle, place)
-    if film.is_file():
+    if is_answered(puzzle, film):
         return look_at(puzzle, place)
     layers = layers if layers is None else list(layers)
     steps = steps if steps is None else list(steps)
@@ -138,11 +138,12 @@ def answer(
     states = {name: captured.stack()[:, :, 0].contiguous() for name, captured in seen.items()}
     states["steps"] = tensor(chosen)
     states["layers"] = tensor(seen["energy"].layers if seen else [])
-    part = folder / f".views.{os.getpid()}.tmp"
-    save_file(states, part)
-    os.replace(part, folder / VIEWS)
+    write(folder / VIEWS, lambda part: save_file(states, part))
     write_json(folder / "run.json", run.info)
-    write_film(frames, film, fps)
+    if puzzle.split is None:
+        write_film(frames, film, fps)
+    else:
+        save_answer(frames, puzzle, Path(place) / "answers", fps)
     return look_at(puzzle, place)
 
 
@@ -158,11 +159,10 @@ def look_at(puzzle: Puzzle, place: str | Path) -> Look:
 def _places(puzzle: Puzzle, place: str | Path) -> tuple[Path, Path]:
     """File of the answer and folder of the rest. A custom puzzle, which the evaluator does not know, keeps both there,
     under a digest of its picture and prompt."""
-    looks = Path(place) / "looks"
+    looks = Path(place).expanduser() / "looks"
     if puzzle.split is not None:
         return answer_path(puzzle, Path(place) / "answers"), looks / puzzle.name
-    content = hashlib.sha256(puzzle.prompt.encode() + puzzle.image.tobytes()).hexdigest()[:8]
-    folder = looks / f"{puzzle.task}-{content}"
+    folder = looks / f"{puzzle.task}-{puzzle.digest[:8]}"
     return folder / "answer.mp4", folder
 
 
