@@ -115,8 +115,9 @@ def write_film(frames: np.ndarray, path: str | Path, fps: float = 16, quality: i
     """Write frames (T, H, H, 3), float in [0, 1] or uint8, as the evaluators like it, and return `path`.
 
     H.264, yuv420p, a key frame every 8 (they seek for every frame), square (they crop where the sides differ much).
-    fps: above 0. quality: x264's crf, 0 is lossless. comment: one line, kept in the file. The file appears whole or not at all. Raises ValueError for frames
-    that are not square, of odd side, out of [0, 1] or not finite, OSError where the file cannot be written.
+    fps: above 0. quality: x264's crf, 0 is lossless. comment: one line, kept in the file. The file appears whole or
+    not at all. Raises ValueError for frames that are not square, of odd side, out of [0, 1] or not finite, OSError
+    where the file cannot be written.
     """
     frames, path = np.asarray(frames), Path(path).expanduser()
     if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):

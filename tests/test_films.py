@@ -93,7 +93,8 @@ def test_a_film_that_lost_its_end_is_refused_without_decoding(tmp_path):
 @pytest.mark.parametrize("ending", ["mkv", "webm", "avi", "mov"])
 def test_films_of_other_containers_are_read_whole_or_not(tmp_path, ending):
     path = tmp_path / f"film.{ending}"
-    ffmpeg("-i", write_film(square(64, 9), tmp_path / "film.mp4"), *(["-c", "copy"] if ending in ("mkv", "mov") else []), path)
+    codec = ["-c", "copy"] if ending in ("mkv", "mov") else []
+    ffmpeg("-i", write_film(square(64, 9), tmp_path / "film.mp4"), *codec, path)
     assert probe(path) == check_film(path) == ((64, 64), 9) and len(read_film(path)) == 9
     shorten(path, 0.7)
     for read in (probe, check_film, read_film):
@@ -180,7 +181,7 @@ def test_a_picture_is_turned_as_viewers_turn_it(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     for ending in ("png", "tif", "webp"):
-        stored.convert("RGB").save(tmp_path / f"p.{ending}", exif=exif, **({"lossless": True} if ending == "webp" else {}))
+        stored.convert("RGB").save(tmp_path / f"p.{ending}", exif=exif, lossless=True)
         assert np.array_equal(read_picture(tmp_path / f"p.{ending}"), arrow().convert("RGB"))
 
 

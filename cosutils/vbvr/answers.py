@@ -119,8 +119,8 @@ def answer(
 
     steps, layers: which to look at (None is all; an empty list of layers keeps films only). count: of the channels to
     keep. call: overrides of the preset's settings. A run that is stopped leaves no answer and is done again. One step
-    is decoded at a time. Raises ValueError for steps and layers that are not there, and where `place` holds the answer to
-    another puzzle of the same name.
+    is decoded at a time. Raises ValueError for steps and layers that are not there, and where `place` holds the answer
+    to another puzzle of the same name.
     """
     film, folder = _places(puzzle, place)
     if is_answered(puzzle, film):

@@ -217,8 +217,8 @@ def custom(
 ) -> Puzzle:
     """One picture and prompt of your own as a puzzle. The picture is made square (`squared`), nothing is cut off.
 
-    Raises FileNotFoundError or ValueError for a picture that cannot be read, ValueError for an empty prompt, a name that
-    cannot be a folder's, a side that is no multiple of `multiple` and frames that are not stride k + 1.
+    Raises FileNotFoundError or ValueError for a picture that cannot be read, ValueError for an empty prompt, a name
+    that cannot be a folder's, a side that is no multiple of `multiple` and frames that are not stride k + 1.
     """
     _check_geometry(pixels, multiple, frames, stride)
     if not prompt.strip():
