@@ -6,16 +6,11 @@ import codecs
 import hashlib
 import json
 import os
-<<<<<<< HEAD
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-=======
-from collections.abc import Callable, Mapping
-from contextlib import suppress
->>>>>>> 08272f3 (Pictures as viewers show them, films by their video stream, files of any name: one reader for each)
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +18,8 @@ import yaml
 from safetensors import SafetensorError
 
 __all__ = [
-    "alive", "new_folder", "read_json", "read_text", "read_yaml", "remove_leftovers", "restore_folder", "sha256", "writable_folder",
-    "write", "write_all", "write_json", "write_text",
+    "alive", "new_folder", "read_json", "read_text", "read_yaml", "remove_leftovers", "restore_folder", "sha256",
+    "writable_folder", "write", "write_all", "write_json", "write_text",
 ]  # fmt: skip
 
 

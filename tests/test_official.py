@@ -1,10 +1,10 @@
 """The adapter's side of the contract with VBVR-EvalKit and VBVR-Pro-Bench: layout, names, call, and what it refuses.
 
-`checkout` makes a stand-in of either: it takes the kit's arguments, walks the kit's folders (those of the answers, or of
-the truth for VBVR-Pro-Bench), passes over what the kit passes over and writes the kit's result file. But its score is
-the share of the last frame that looks like final_frame.png, its register knows four tasks, and its OpenCV, which reads
-everything but AV1, is imageio. Everything else is real: puzzles, answers, videos, processes. The last tests run the real
-kit where VBVR_EVALKIT names a checkout of it.
+`checkout` makes a stand-in of either: it takes the kit's arguments, walks the kit's folders (those of the answers, for
+VBVR-Pro-Bench those of the truth), passes over what the kit passes over and writes the kit's result file. But its score
+is the share of the last frame that looks like final_frame.png, its register knows four tasks, and its OpenCV, which
+reads everything but AV1, is imageio. Everything else is real: puzzles, answers, videos, processes. The last tests run
+the real kit where VBVR_EVALKIT names a checkout of it.
 """
 
 import json
@@ -29,13 +29,12 @@ SPLITS = ("In-Domain_50", "Out-of-Domain_50")
 ROLES = ["model", *official.REFERENCES]
 
 CV2 = """
-import imageio_ffmpeg
-
 __version__ = {opencv!r}
 CAP_PROP_POS_FRAMES, CAP_PROP_FRAME_COUNT = 1, 7
 
 class VideoCapture:
     def __init__(self, path):
+        import imageio_ffmpeg
         is_read = next(imageio_ffmpeg.read_frames(path))["codec"] != "av1"
         self.count, self.place = imageio_ffmpeg.count_frames_and_secs(path)[0] if is_read else 0, 0
     def get(self, what):
@@ -62,8 +61,8 @@ def get_task_category(task):
 
 SCRIPT = """
 import argparse, json, os, re, sys
-import imageio.v3 as iio, numpy as np
-from PIL import Image
+import imageio_ffmpeg
+from PIL import Image, ImageChops
 
 parser = argparse.ArgumentParser()
 for name in ("--models_base", "--gt_base", "--output_dir", "--device"):
@@ -92,19 +91,23 @@ for name in sorted(os.listdir(args.models_base)):
                     samples.append(dict(folder=folder, task_name=task, video_file=file, video_path=None, score=0.0,
                                         dimensions={{}}, error="no prediction"))
                     continue
-                film = iio.imread(path)
-                given = film[-1], iio.imread(os.path.join(truth, "final_frame.png"))
-                last, final = (np.float32(Image.fromarray(one).resize((32, 32), Image.BOX)) for one in given)
-                score = float(1 - (abs(last - final) > 24).mean())
+                film = imageio_ffmpeg.read_frames(path)
+                side, film = next(film)["size"], list(film)
+                given = Image.frombytes("RGB", side, film[-1]), Image.open(os.path.join(truth, "final_frame.png"))
+                wrong = ImageChops.difference(*(one.resize((32, 32), Image.BOX) for one in given)).histogram()
+                score = 1 - sum(wrong[channel * 256 + value] for channel in range(3) for value in range(25, 256)) / 3072
                 score = {{"nan": float("nan"), "zero": 0.0, "inverse": 1 - score}}.get(mode, score)
                 mix = {{"task_specific": score}} | ({{"visual_quality": 1.0}} if mode == "mix" else {{}})
                 if mode == "fail all" or mode == "error" and task.startswith("O-60") and name == "model":
                     error, mix = "name 'safe_distance' is not defined", {{}}
                     score = 0.0
                 samples.append(dict(folder=folder, task_name=task, video_file=file, score=score, dimensions=mix,
-                                    error=error, frames=len(film), side=film.shape[1]))
+                                    error=error, frames=len(film), side=side[0]))
     with open(calls, "a") as log:
         log.write(json.dumps(dict(name=name, device=args.device, samples=samples)) + "\\n")
+    if mode == "other":
+        samples = [sample | dict(video_file="00007.mp4") for sample in samples]
+        print("done")
     if not samples:
         print("No videos found in", name)
         continue
@@ -144,8 +147,22 @@ def kit(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def puzzles():
-    return vbvr.read(TRUTH, splits=["Out-of-Domain_50"], limit=1, pixels=64, frames=5)
+def bench(tmp_path_factory):
+    """A benchmark folder of two of the samples and of G-31, at 64 pixels."""
+    root = tmp_path_factory.mktemp("bench")
+    for puzzle in vbvr.read(TRUTH, tasks=["G-31", "O-59", "O-60"], limit=1, pixels=64):
+        place = root / puzzle.name
+        write_film(np.uint8(np.rint(puzzle.video * 255)), place / "ground_truth.mp4")
+        for name, picture in (("first_frame", puzzle.image), ("final_frame", puzzle.final)):
+            picture.save(place / f"{name}.png")
+        (place / "prompt.txt").write_text(puzzle.prompt)
+        (place / "metadata.json").write_text("{}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def puzzles(bench):
+    return vbvr.read(bench, splits=["Out-of-Domain_50"], pixels=64, frames=5)
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +182,11 @@ def slugs(roles=ROLES):
     return sorted(official._slug(role) for role in roles)
 
 
-def test_model_truth_and_floors_are_scored_in_the_kits_layout(kit, puzzles, answers, tmp_path):
-    root, work = kit(), tmp_path / "work"
+def test_model_truth_and_floors_are_scored_in_the_kits_layout(kit, tmp_path):
+    root, work, answers = kit(), tmp_path / "work", tmp_path / "answers"
+    puzzles = vbvr.read(TRUTH, splits=["Out-of-Domain_50"], limit=1, pixels=64, frames=5)
+    for puzzle in puzzles:
+        vbvr.save_answer(puzzle.video, puzzle, answers)
     report = official.score(puzzles, answers, work)
     assert list(report.scores) == ROLES
     assert all(list(scores) == [puzzle.name for puzzle in puzzles] for scores in report.scores.values())
@@ -194,10 +214,10 @@ def test_model_truth_and_floors_are_scored_in_the_kits_layout(kit, puzzles, answ
     assert report.numbers()["vbvr/task_specific noise"]["n"] == 2
 
 
-def test_every_score_is_kept_until_something_that_decides_it_changes(kit, puzzles, answers, tmp_path):
+def test_every_score_is_kept_until_something_that_decides_it_changes(kit, bench, puzzles, answers, tmp_path):
     root, work = kit(), tmp_path / "work"
     before = official.score(puzzles[1:], answers, work)
-    again = official.score(puzzles[1:], answers, work, "noise-at-step-3")
+    again = official.score(puzzles[1:], answers, work, "noise-at-step-3", official.find_kit())
     assert again.scores["noise-at-step-3"] == before.scores["model"] and len(calls(root)) == 6  # the same film
     official.score(puzzles, answers, work)
     assert [call["name"] for call in calls(root)[6:]] == slugs()  # of the other puzzle alone
@@ -211,11 +231,11 @@ def test_every_score_is_kept_until_something_that_decides_it_changes(kit, puzzle
     official.score(puzzles, mine, work)
     assert [call["name"] for call in calls(root)[13:]] == slugs([role for role in ROLES if role != official.TRUTH])
 
-    shutil.copytree(TRUTH, copied)
+    shutil.copytree(bench, copied)
     moved = vbvr.read(copied, splits=["Out-of-Domain_50"], limit=1, pixels=64, frames=5)
     official.score(moved, answers, work)
     assert len(calls(root)) == 18  # another place is no other puzzle
-    (moved[0].folder / "metadata.json").write_text("{}")
+    (moved[0].folder / "metadata.json").write_text("{ }")
     official.score(moved, answers, work)
     assert len(calls(root)) == 24
     with open(root / "run_evaluation.py", "a") as script:
@@ -225,25 +245,27 @@ def test_every_score_is_kept_until_something_that_decides_it_changes(kit, puzzle
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_puzzle_where_it_was(kit, puzzles, answers, tmp_path):
-    root = kit("skip")  # passes over the first puzzle, O-59
-    with pytest.raises(RuntimeError, match="passed over .*O-59.*No evaluator for task O-59"):
+    kit("skip")  # passes over the first puzzle, O-59
+    with pytest.raises(RuntimeError, match="failed on model .*O-59"):
         official.score(puzzles[::-1], answers, tmp_path / "work")
     assert len(list((tmp_path / "work" / "scores").iterdir())) == 6
 
 
-def test_splits_and_faculties_are_reported_apart(kit, tmp_path):
+def test_splits_and_faculties_are_reported_apart(kit, bench, tmp_path):
     kit()
-    both = [vbvr.read(TRUTH, tasks=[task], limit=1, pixels=64, frames=5)[0] for task in ("G-31", "O-60")]
+    both = vbvr.read(bench, tasks=["G-31", "O-60"], pixels=64, frames=5)
     for puzzle in both:
         vbvr.save_answer(np.asarray(puzzle.image)[None], puzzle, tmp_path / "answers")
     report = official.score(both, tmp_path / "answers", tmp_path / "work")
     numbers = report.numbers("test")
-    assert [entry["n"] for name, entry in numbers.items() if " model" in name] == [2, 1, 1]
+    assert [entry["n"] for name, entry in numbers.items() if "fic model" in name] == [2, 1, 1] and len(numbers) == 18
     alone = numbers["test/task_specific noise Out-of-Domain_50"]
     assert alone == {"value": report.scores["noise"][both[1].name], "n": 1}  # one value has no interval
     assert "noise Out-of-Domain_50" in report.table()
     faculties = report.numbers(by="faculty")
-    assert faculties["vbvr/task_specific noise Transformation"] == alone and "noise Spatiality" in report.table("faculty")
+    assert faculties["vbvr/task_specific noise Transformation"] == alone and "noise Spatiality" in report.table(
+        "faculty"
+    )
     with pytest.raises(ValueError, match="by 'split' or 'faculty', got 'task'"):
         report.numbers(by="task")
 
@@ -267,10 +289,10 @@ def test_a_failed_sample_is_named_and_counted_both_ways(kit, puzzles, answers, t
     assert [call["name"] for call in calls(root)[before:]] == ["model"]  # a failure is tried again
 
 
-def test_what_was_left_out_is_told(kit, answers, tmp_path):
+def test_what_was_left_out_is_told(kit, bench, answers, tmp_path):
     kit()
     left = "Out-of-Domain_50/O-60_symbol_substitute_data-generator/00000"
-    rest = vbvr.read(TRUTH, splits=SPLITS[1:], tasks=["O-59", "O-60"], pixels=64, frames=5, skip=[left])[:1]
+    rest = vbvr.read(bench, splits=SPLITS[1:], pixels=64, frames=5, skip=[left])
     report = official.score(rest, answers, tmp_path / "work")
     assert report.skipped == (left,) and report.table().splitlines()[-1] == f"left out: {left}"
     assert json.loads((tmp_path / "work" / "model.json").read_text())["left out"] == [left]
@@ -280,7 +302,11 @@ def test_what_was_left_out_is_told(kit, answers, tmp_path):
     "mode, words",
     [
         ("fail all", "failed on every puzzle, first model .*O-59.*safe_distance"),
-        ("skip", "passed over model Out-of-Domain_50/O-59.*: Warning: No evaluator for task O-59"),
+        (
+            "skip",
+            r"failed on model .*O-59.*/00000 \(exit code 0\): Warning: No evaluator for task O-59.*; No videos found",
+        ),
+        ("other", "passed over model .*O-59.*/00000: done"),
         ("mix", "does not know that evaluator"),
         ("nan", "does not know that evaluator"),
         ("zero", "the truth scores 0 on every puzzle, first Out-of-Domain_50/O-59.* VBVR-Bench at commit"),
@@ -315,34 +341,34 @@ def test_missing_and_damaged_answers_are_errors(kit, puzzles, answers, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ground_truth.mp4", "final_frame.png", "first_frame.png"])
-def test_a_damaged_truth_is_an_error(kit, puzzles, answers, tmp_path, name):
+def test_a_damaged_truth_is_an_error(kit, bench, answers, tmp_path, name):
     kit()
-    shutil.copytree(TRUTH / SPLITS[1], tmp_path / "bench" / SPLITS[1])
-    mine = vbvr.read(tmp_path / "bench", limit=1, pixels=64, frames=5)
-    overwrite(mine[1].folder / name)
+    shutil.copytree(bench / SPLITS[1], tmp_path / "bench" / SPLITS[1])
+    mine = vbvr.read(tmp_path / "bench", pixels=64, frames=5)
+    overwrite(mine[1].folder / name, 40)
     with pytest.raises(ValueError, match=f"{name} is (damaged|not a readable picture)"):
         official.score(mine, answers, tmp_path / "work")
 
 
-def linked(root, how):
+def linked(bench, root, how):
     """The benchmark in `root` through links: of its files (as in a hub's cache), of a sample, of the whole."""
     if how == "root":
-        root.symlink_to(TRUTH, target_is_directory=True)
-    for path in TRUTH.glob("Out*/*/00000/*") if how == "files" else TRUTH.glob("Out*/*/00000") if how == "samples" else ():
-        place = root / path.relative_to(TRUTH)
+        root.symlink_to(bench, target_is_directory=True)
+    for path in bench.glob({"files": "Out*/*/00000/*", "samples": "Out*/*/00000"}.get(how, "nothing")):
+        place = root / path.relative_to(bench)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(path)
     return root
 
 
 @pytest.mark.parametrize("how", ["files", "samples", "root"])
-def test_a_benchmark_of_links_is_scored_as_what_it_links_to(kit, answers, tmp_path, monkeypatch, how):
+def test_a_benchmark_of_links_is_scored_as_what_it_links_to(kit, bench, answers, tmp_path, monkeypatch, how):
     monkeypatch.chdir(tmp_path)
     kit()
     odd = Path("a [1] 50%d ä")
     odd.mkdir()
     shutil.copytree(answers, odd / "answers")
-    mine = vbvr.read(linked(odd / "linked", how), splits=SPLITS[1:], limit=1, pixels=64, frames=5)
+    mine = vbvr.read(linked(bench, odd / "linked", how), splits=SPLITS[1:], pixels=64, frames=5)
     report = official.score(mine, odd / "answers", odd / "work")
     assert min(report.scores[official.TRUTH].values()) > 0.97 and (tmp_path / odd / "work" / "model.json").is_file()
 
@@ -391,10 +417,10 @@ def test_scores_of_the_two_benchmarks_are_never_mixed(kit, puzzles, answers, tmp
     assert len(calls(old)) == len(calls(new)) == len(ROLES)
 
 
-def test_the_newer_benchmark_needs_its_metadata(kit, puzzles, answers, tmp_path):
+def test_the_newer_benchmark_needs_its_metadata(kit, bench, answers, tmp_path):
     kit(pro=True)
-    shutil.copytree(TRUTH / SPLITS[1], tmp_path / "bench" / SPLITS[1])
-    mine = vbvr.read(tmp_path / "bench", limit=1, pixels=64, frames=5)
+    shutil.copytree(bench / SPLITS[1], tmp_path / "bench" / SPLITS[1])
+    mine = vbvr.read(tmp_path / "bench", pixels=64, frames=5)
     (mine[1].folder / "metadata.json").write_text("{")
     with pytest.raises(ValueError, match="metadata.json: line 1"):
         official.score(mine, answers, tmp_path / "work")
@@ -430,14 +456,18 @@ def test_opencv_5_and_none_at_all_are_refused(kit):
 def test_a_python_without_opencv_is_refused(kit):
     root = kit()
     (root.with_name("modules") / "cv2" / "__init__.py").write_text("raise ImportError('libGL.so.1 is missing')\n")
-    with pytest.raises(RuntimeError, match=r"OpenCV \(libGL.so.1 is missing\): give it 'opencv-python-headless>=4.13,<5'"):
+    with pytest.raises(
+        RuntimeError, match=r"OpenCV \(libGL.so.1 is missing\): give it 'opencv-python-headless>=4.13,<5'"
+    ):
         official.find_kit()
 
 
 def test_scorers_that_cannot_be_imported_keep_their_reason(kit):
     root = kit()
     (root / "vbvr_bench" / "evaluators" / "__init__.py").write_text("import nothing_of_that_name\n")
-    with pytest.raises(RuntimeError, match="could not run the evaluator's scorers: ModuleNotFoundError.*nothing_of_that"):
+    with pytest.raises(
+        RuntimeError, match="could not run the evaluator's scorers: ModuleNotFoundError.*nothing_of_that"
+    ):
         official.find_kit()
 
 
@@ -452,7 +482,8 @@ def test_the_checkout_must_be_named_and_be_one(monkeypatch, tmp_path):
 def test_checkout_and_python_may_be_relative_and_a_missing_python_is_named(kit, monkeypatch):
     root = kit()
     monkeypatch.chdir(root.parent)
-    (root.parent / "python").symlink_to(sys.executable)
+    (root.parent / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (root.parent / "python").chmod(0o755)
     monkeypatch.setenv(official.CHECKOUT, "kit")
     monkeypatch.setenv("HOME", str(root.parent))
     for given in ("./python", "~/python"):

@@ -19,7 +19,7 @@ import nbformat
 import papermill
 import pytest
 import yaml
-from test_official import STAND_IN
+from test_official import checkout
 
 import cosutils as cos
 from cosutils import vbvr
@@ -137,12 +137,9 @@ def test_the_benchmark_goes_in_and_its_score_comes_out(small, place, monkeypatch
     assert re.search(r"^videos: runs/sweeps/vbvr/studies/benchmark-\w{8}/answers/plain$", capsys.readouterr().out, re.M)
     assert main([str(study), "status"]) == 0
     assert re.match(r"benchmark-\w{8}: 2 runs, 2 done, 0 running, 0 failed, 0 to do\n", capsys.readouterr().out)
-    kit = place / "kit"
-    (kit / "cv2").mkdir(parents=True)
-    (kit / "cv2" / "__init__.py").write_text('__version__ = "4.13.0"\n')
-    (kit / "run_evaluation.py").write_text(STAND_IN.format(mode="good"))
+    kit = checkout(place / "stand-in")
     monkeypatch.setenv("VBVR_EVALKIT", str(kit))
-    monkeypatch.setenv("PYTHONPATH", str(kit))
+    monkeypatch.setenv("PYTHONPATH", str(kit.with_name("modules")))
     (code,) = (found for block in blocks("bash") for found in re.findall(r"<<'END'\n(.*?)\nEND", block, re.S))
     assert "data/studies/benchmark.yaml" in code
     exec(compile(code.replace("data/studies/benchmark.yaml", str(study)), "guide", "exec"), {})

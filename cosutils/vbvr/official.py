@@ -252,12 +252,13 @@ def _told(run: subprocess.CompletedProcess[str], python: str) -> dict:
     try:
         return json.loads(run.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        raise RuntimeError(f"{python} could not run the evaluator's scorers: {_last_line(run)}") from None
+        raise RuntimeError(f"{python} could not run the evaluator's scorers: {_last_words(run)}") from None
 
 
-def _last_line(run: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in (run.stderr.strip() or run.stdout).splitlines() if line.strip()]
-    return lines[-1] if lines else f"exit code {run.returncode}, and not a word"
+def _last_words(run: subprocess.CompletedProcess[str]) -> str:
+    """What a process said at its end: the last line of an error, else the last two lines."""
+    lines = [line.strip() for line in (run.stderr if run.returncode else run.stdout).splitlines() if line.strip()]
+    return "; ".join(lines[-1 if run.returncode else -2 :]) or "it said nothing"
 
 
 def _commit(root: Path) -> str:
@@ -410,7 +411,7 @@ def _evaluated(puzzle: Puzzle, film: Path, size: tuple[int, int], roles: Sequenc
             if run.returncode or not account.is_file():
                 raise RuntimeError(
                     f"the evaluator of {kit.bench.name} failed on {role} {puzzle.name} (exit code {run.returncode}): "
-                    f"{_last_line(run)}"
+                    f"{_last_words(run)}"
                 )
             found[role] = _read_account(json.loads(account.read_text(encoding="utf-8")), puzzle, role, kit, run)
     return found
@@ -447,7 +448,7 @@ def _read_account(account: dict, puzzle: Puzzle, role: str, kit: Kit, run: subpr
         if (sample["folder"], sample["task_name"], Path(sample["video_file"]).stem) == tuple(puzzle.name.split("/"))
     ]  # fmt: skip
     if not samples:
-        raise RuntimeError(f"the evaluator of {kit.bench.name} passed over {role} {puzzle.name}: {_last_line(run)}")
+        raise RuntimeError(f"the evaluator of {kit.bench.name} passed over {role} {puzzle.name}: {_last_words(run)}")
     (sample,) = samples
     if sample["error"] is not None:
         return sample | {"score": 0.0}
