@@ -2,13 +2,14 @@
 
 `checkout` makes a stand-in of either: it takes the kit's arguments, walks the kit's folders (those of the answers, for
 VBVR-Pro-Bench those of the truth), passes over what the kit passes over and writes the kit's result file. But its score
-is the share of the last frame that looks like final_frame.png, its register knows four tasks, and its OpenCV, which
+is the share of the last frame that looks like final_frame.png, its register knows six tasks, and its OpenCV, which
 reads everything but AV1, is imageio. Everything else is real: puzzles, answers, videos, processes. The last tests run
 the real kit where VBVR_EVALKIT names a checkout of it.
 """
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,10 +19,11 @@ import pytest
 from PIL import Image
 from test_films import ffmpeg, overwrite, shorten, square
 
+import cosutils as cos
 from cosutils import vbvr
 from cosutils.films import write_film
 from cosutils.pipelines.loading import data_folder
-from cosutils.vbvr import official
+from cosutils.vbvr import check, official
 
 SAMPLES = data_folder() / "vbvr-samples"
 TRUTH = SAMPLES / "ground-truth"
@@ -48,11 +50,12 @@ class VideoCapture:
 REGISTER = """
 MOVED = {pro!r}
 TASK_EVALUATOR_MAP = dict.fromkeys((
+    "G-21_multiple_occlusions_vertical_data-generator", "O-85_2d_object_rotation_data-generator",
     "G-31_directed_graph_navigation_data-generator", "O-34_dot_to_dot_task_data-generator",
     "O-59_symbol_insert_data-generator", "O-60_symbol_substitute_data-generator"))
 
 def get_split(task):
-    return "Out_of_Domain" if task[:4] in ("O-59", "O-60") else "In_Domain"
+    return "Out_of_Domain" if task[:4] in ("O-59", "O-60", "O-85") else "In_Domain"
 
 def get_task_category(task):
     moved = "Abstraction" if MOVED else "Transformation"
@@ -136,7 +139,7 @@ def kit(tmp_path, monkeypatch):
     """Makes a stand-in checkout of a mode and with an OpenCV version, and names it in the environment."""
 
     def make(mode="good", opencv="4.13.0", pro=False):
-        root = checkout(tmp_path / "stand-in", mode, opencv, pro)
+        root = checkout(tmp_path / ("pro" if pro else "stand-in"), mode, opencv, pro)
         monkeypatch.setenv("PYTHONPATH", str(root.with_name("modules")))
         monkeypatch.setenv(official.CHECKOUT, str(root))
         monkeypatch.setenv(official.EASYOCR, str(root.with_name("modules")))
@@ -354,9 +357,11 @@ def linked(bench, root, how):
     """The benchmark in `root` through links: of its files (as in a hub's cache), of a sample, of the whole."""
     if how == "root":
         root.symlink_to(bench, target_is_directory=True)
-    for path in bench.glob({"files": "Out*/*/00000/*", "samples": "Out*/*/00000"}.get(how, "nothing")):
+    for number, path in enumerate(bench.glob({"files": "Out*/*/00000/*", "samples": "Out*/*/00000"}.get(how, "none"))):
         place = root / path.relative_to(bench)
         place.parent.mkdir(parents=True, exist_ok=True)
+        if how == "files":
+            path = shutil.copyfile(path, root.with_name(f"blob{number}")).absolute()
         place.symlink_to(path)
     return root
 
@@ -446,6 +451,40 @@ def test_23_tasks_have_another_faculty_in_the_newer_benchmark():
     assert official.MOVED["G-5"] == ("Perception", "Transformation") and official.MOVED["O-61"][1] == "Abstraction"
 
 
+# ---------------------------------------------------------------- the check set
+def test_an_installation_is_verified_by_known_scores(kit, tmp_path, capsys):
+    kit()
+    mine, work = tmp_path / "check-set", ["--work", str(tmp_path / "work")]
+    shutil.copytree(data_folder() / "check-set", mine)
+    assert check.main(["--folder", str(mine), *work]) == 1  # a stand-in is another scorer
+    assert "ground truth In-Domain_50/G-21" in capsys.readouterr().out
+    known = json.loads((mine / "known.json").read_text())
+    scores = json.loads((tmp_path / "work" / "cos-mini.json").read_text())["task_specific"]
+    known["VBVR-Bench"]["task_specific"] = scores
+    (mine / "known.json").write_text(json.dumps(known))
+    assert check.main(["--folder", str(mine), *work]) == 0 and "all scores are the known" in capsys.readouterr().out
+    name = next(iter(scores["noise"]))
+    scores["noise"][name] += 0.03
+    (mine / "known.json").write_text(json.dumps(known))
+    assert check.main(["--folder", str(mine), *work]) == 1
+    assert re.search(f"^noise {name}: known .*, here ", capsys.readouterr().out, re.M)
+    kit(pro=True)
+    assert check.main(["--folder", str(mine), *work]) == 2 and "not compared" in capsys.readouterr().out
+
+
+def test_the_check_set_is_ours_and_its_known_scores_are_of_all_that_is_scored():
+    folder = data_folder() / "check-set"
+    puzzles, known = check.puzzles(folder), json.loads((folder / "known.json").read_text())["VBVR-Bench"]
+    assert list(known["task_specific"]) == ["cos-mini", *official.REFERENCES]
+    for scores in known["task_specific"].values():
+        assert list(scores) == [puzzle.name for puzzle in puzzles]
+    facts = [json.loads((puzzle.folder / "metadata.json").read_text()) for puzzle in puzzles]
+    for puzzle, fact in zip(puzzles, facts, strict=True):
+        sample = cos.tasks.sample(fact["task"], fact["seed"])
+        assert puzzle.prompt == sample.prompt and abs(puzzle.video - sample.video).mean() < 0.02
+    vbvr.check_answers(puzzles, folder / "answers")
+
+
 # ---------------------------------------------------------------- the checkout and its Python
 def test_opencv_5_and_none_at_all_are_refused(kit):
     kit(opencv="5.0.0-pre")
@@ -489,7 +528,7 @@ def test_checkout_and_python_may_be_relative_and_a_missing_python_is_named(kit, 
     for given in ("./python", "~/python"):
         monkeypatch.setenv(official.PYTHON, given)
         found = official.find_kit()
-        assert (found.root, found.python) == (root, str(root.parent / "python")) and len(found.tasks) == 4
+        assert (found.root, found.python) == (root, str(root.parent / "python")) and len(found.tasks) == 6
     for given in ("./nowhere/python", "no-such-python", str(root)):
         with pytest.raises(FileNotFoundError, match="that can be run: VBVR_EVALKIT_PYTHON must be the path of one"):
             official.find_kit(python=given)
@@ -519,6 +558,11 @@ def test_the_real_kit_gives_the_known_scores_of_the_real_pair(tmp_path):
     assert found["model"] == 0.992 and found[official.TRUTH] == 0.995
     assert found[official.FROZEN] == pytest.approx(0.65, abs=0.01)
     assert found[official.NOISE] < found[official.FROZEN]
+
+
+@pytest.mark.skipif(official.CHECKOUT not in os.environ, reason="VBVR_EVALKIT names no checkout of VBVR-EvalKit")
+def test_the_real_kit_gives_the_known_scores_of_the_check_set(capsys):
+    assert check.main([]) in (0, 2), capsys.readouterr().out  # 2: none are known of VBVR-Pro-Bench
 
 
 @pytest.mark.skipif(official.CHECKOUT not in os.environ, reason="VBVR_EVALKIT names no checkout of VBVR-EvalKit")

@@ -111,8 +111,9 @@ class Puzzle:
     @cached_property
     def digest(self) -> str:
         """What tells this puzzle from others of its name: of prompt, picture, size and frames, 16 digits."""
-        facts = f"{self.prompt}\0{self.pixels} {self.frames} ".encode()
-        return hashlib.sha256(facts + self.image.tobytes()).hexdigest()[:16]
+        first = read_picture(self.first)
+        facts = f"{self.prompt}\0{first.size} {self.pixels} {self.frames} ".encode()
+        return hashlib.sha256(facts + first.tobytes()).hexdigest()[:16]
 
     @property
     def final(self) -> Image.Image:
