@@ -89,6 +89,7 @@ for name in sorted(os.listdir(args.models_base)):
                 if not re.fullmatch(r"\\d{{5}}" + ("" if pro else r"\\.mp4"), entry):
                     continue
                 file, truth = entry[:5] + ".mp4", os.path.join(args.gt_base, folder, task, entry[:5])
+                prompt = open(os.path.join(truth, "prompt.txt")).read()
                 error, path = None, os.path.join(model, task, file)
                 if not os.path.exists(path):
                     samples.append(dict(folder=folder, task_name=task, video_file=file, video_path=None, score=0.0,
@@ -105,7 +106,7 @@ for name in sorted(os.listdir(args.models_base)):
                     error, mix = "name 'safe_distance' is not defined", {{}}
                     score = 0.0
                 samples.append(dict(folder=folder, task_name=task, video_file=file, score=score, dimensions=mix,
-                                    error=error, frames=len(film), side=side[0]))
+                                    error=error, frames=len(film), side=side[0], prompt=prompt))
     with open(calls, "a") as log:
         log.write(json.dumps(dict(name=name, device=args.device, samples=samples)) + "\\n")
     if mode == "other":
@@ -320,7 +321,7 @@ def test_what_was_left_out_is_told(kit, bench, answers, tmp_path):
 def test_what_the_kit_lets_pass_is_an_error(kit, puzzles, answers, tmp_path, mode, words):
     kit(mode)
     with pytest.raises(RuntimeError, match=words):
-        official.score(puzzles, answers, tmp_path / "work")
+        official.score(puzzles[:1], answers, tmp_path / "work")
     assert not (tmp_path / "work" / "model.json").exists()
 
 
@@ -376,6 +377,18 @@ def test_a_benchmark_of_links_is_scored_as_what_it_links_to(kit, bench, answers,
     mine = vbvr.read(linked(bench, odd / "linked", how), splits=SPLITS[1:], pixels=64, frames=5)
     report = official.score(mine, odd / "answers", odd / "work")
     assert min(report.scores[official.TRUTH].values()) > 0.97 and (tmp_path / odd / "work" / "model.json").is_file()
+
+
+def test_the_kit_reads_prompts_as_plain_text_and_reads_so_many_frames(kit, bench, tmp_path):
+    root = kit()
+    shutil.copytree(bench / SPLITS[0], tmp_path / "bench" / SPLITS[0])
+    (prompt,) = (tmp_path / "bench").rglob("prompt.txt")
+    prompt.write_text("Follow → the arrows.", encoding="utf-16")
+    mine = vbvr.read(tmp_path / "bench", pixels=64, frames=5)
+    vbvr.save_answer(square(64, 101), mine[0], tmp_path / "answers")
+    with pytest.warns(UserWarning, match="1 answers have more frames, up to 101: VBVR-Bench reads 100 of them"):
+        official.score(mine, tmp_path / "answers", tmp_path / "work")
+    assert {sample["prompt"] for call in calls(root) for sample in call["samples"]} == {"Follow → the arrows."}
 
 
 def test_puzzles_that_the_kit_does_not_score_are_refused_before_anything_is(kit, puzzles, answers, tmp_path):

@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._files import read_json, sha256, write_json
+from .._files import read_json, sha256, write_json, write_text
 from ..films import check_film, read_film, read_picture, write_film
 from ..report.progress import progress
 from ..report.results import measure
@@ -56,7 +57,8 @@ _MORE = {"scipy": "scipy", "skimage": "scikit-image", "norfair": "norfair", "eas
 @dataclass(frozen=True)
 class Bench:
     """A benchmark. prefix: of its numbers. script: its entry point. packages: names that its scorers had. needs:
-    {module: package on PyPI}. metadata: whether every puzzle has a metadata.json, with the symbolic truth."""
+    {module: package on PyPI}. metadata: whether every puzzle has a metadata.json, with the symbolic truth. frames: the
+    most that it reads of a film, evenly chosen."""
 
     name: str
     prefix: str
@@ -64,12 +66,13 @@ class Bench:
     packages: tuple[str, ...]
     needs: dict[str, str]
     metadata: bool
+    frames: int
 
 
 BENCHES = (
-    Bench("VBVR-Bench", "vbvr", "run_evaluation.py", ("vbvr_bench",), _OPENCV, False),
+    Bench("VBVR-Bench", "vbvr", "run_evaluation.py", ("vbvr_bench",), _OPENCV, False, 100),
     Bench("VBVR-Pro-Bench", "vbvr_pro", "run_evaluation_video.py", ("vbvr_pro_bench", "vbvr_bench"),
-          _OPENCV | _MORE | {"imageio_ffmpeg": "imageio-ffmpeg"}, True),
+          _OPENCV | _MORE | {"imageio_ffmpeg": "imageio-ffmpeg"}, True, 200),
 )  # fmt: skip
 _FACULTIES = {name[0]: name for name in ("Abstraction", "Knowledge", "Perception", "Spatiality", "Transformation")}
 MOVED = {  # number of a task: its faculty in VBVR-Bench and in VBVR-Pro-Bench, where they differ
@@ -297,6 +300,9 @@ def score(
     _check_puzzles(puzzles, kit)
     sizes = check_answers(puzzles, answers)
     films = [answer_path(puzzle, answers).absolute() for puzzle in puzzles]
+    if long := [length for _, length in sizes.values() if length > kit.bench.frames]:
+        most = f"{kit.bench.name} reads {kit.bench.frames} of them, evenly chosen"
+        warnings.warn(f"{len(long)} answers have more frames, up to {max(long)}: {most}", stacklevel=2)
     _check_readable([*films, *(puzzle.truth.absolute() for puzzle in puzzles)], kit)
     scores: dict[str, dict[str, float]] = {role: {} for role in (name, *REFERENCES)}
     failures: dict[str, dict[str, str]] = {}
@@ -368,13 +374,17 @@ def _check_readable(films: Sequence[Path], kit: Kit) -> None:
             )
 
 
+def _files(puzzle: Puzzle) -> list[Path]:
+    """All files of a puzzle that a kit reads."""
+    return [path for file in (*FILES, "metadata.json") if (path := puzzle.truth.with_name(file)).is_file()]
+
+
 def _scored(puzzle: Puzzle, film: Path, size: tuple[int, int], name: str, kit: Kit, store: Path) -> dict[str, dict]:
     """{role: the kit's account of that sample} for the model's `film` of `size` (side, frames) and all references.
 
     What is in `store` is taken from there, the rest is scored in one process; failures are not stored.
     """
-    files = [puzzle.truth.with_name(file) for file in (*FILES, "metadata.json")]
-    facts = " ".join(sha256(path) for path in files if path.is_file())
+    facts = " ".join(sha256(path) for path in _files(puzzle))
     given = f"{kit.bench.name} {kit.digest} {kit.opencv} {puzzle.name} {facts}"
     made = {role: f"{role} {size} {CELL}" for role in REFERENCES} | {TRUTH: TRUTH, name: sha256(film)}
     places = {
@@ -393,13 +403,16 @@ def _scored(puzzle: Puzzle, film: Path, size: tuple[int, int], name: str, kit: K
 def _evaluated(puzzle: Puzzle, film: Path, size: tuple[int, int], roles: Sequence[str], kit: Kit) -> dict[str, dict]:
     """Have the kit score the films of `roles`: {role: its account of the sample}.
 
-    It sees a folder of links in a place of our own, with this puzzle alone: links of a cache or odd names in paths mean
-    nothing to it, and a kit that asks for answers to all puzzles that are there finds them.
+    It sees a folder of links in a place of our own, with this puzzle alone: links of a cache, odd names in paths and
+    the encoding of the prompt mean nothing to it, and a kit that asks for answers to all puzzles there finds them.
     """
     with tempfile.TemporaryDirectory(prefix="vbvr-") as staged:
         models, truth, out = (Path(staged, part) for part in ("models", "truth", "out"))
-        (truth / puzzle.name).parent.mkdir(parents=True)
-        (truth / puzzle.name).symlink_to(puzzle.truth.parent.absolute(), target_is_directory=True)
+        (truth / puzzle.name).mkdir(parents=True)
+        write_text(truth / puzzle.name / "prompt.txt", puzzle.prompt)
+        for path in _files(puzzle):
+            if path.name != "prompt.txt":
+                (truth / puzzle.name / path.name).symlink_to(path.absolute())
         for role in roles:
             _make(role, puzzle, film, size, models / _slug(role) / f"{puzzle.name}.mp4")
         command = [kit.python, kit.root / kit.bench.script, "--models_base", models, "--gt_base", truth]
