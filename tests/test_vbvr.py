@@ -34,7 +34,7 @@ def test_frames_and_sides_are_rounded_up_as_the_authors_do():
     assert [vbvr.frames_up(n) for n in (1, 2, 5, 22, 40, 41, 42, 96, 97)] == [1, 5, 5, 25, 41, 41, 45, 97, 97]
     assert vbvr.frames_up(40, stride=8) == 41 and vbvr.frames_up(42, stride=8) == 49
     assert [vbvr.side_up(n) for n in (1, 480, 1000, 1024)] == [16, 480, 1008, 1024] and vbvr.side_up(720, 32) == 736
-    with pytest.raises(ValueError, match="1 or more, got 0"):
+    with pytest.raises(ValueError, match="frames must be 1 or more, got 0"):
         vbvr.frames_up(0)
 
 
@@ -69,7 +69,7 @@ def test_splits_tasks_and_limits_choose():
         return [(puzzle.task.split("_")[0], puzzle.number) for puzzle in vbvr.read(TRUTH, **choice)]
 
     assert names(splits=["Out-of-Domain_50"]) == [("O-59", 0), ("O-60", 0), ("O-60", 1)]
-    assert names(splits=["Out-of-Domain_50"], limit=1) == [("O-59", 0), ("O-60", 0)]
+    assert names(splits=["Out-of-Domain_50"], limit=np.int64(1)) == [("O-59", 0), ("O-60", 0)]
     assert names(tasks=["O-60", "G-31_directed_graph_navigation_data-generator"])[0] == ("G-31", 0)
     assert vbvr.read(TRUTH, tasks=["G-31"], frames=17, pixels=512, multiple=32)[0].inputs["num_frames"] == 17
 
@@ -82,7 +82,9 @@ def test_splits_tasks_and_limits_choose():
         ({"tasks": ["O-60", "O-39"]}, FileNotFoundError, "no task O-39 in"),
         ({"pixels": 500}, ValueError, "multiple of 16, got 500; the next is 512"),
         ({"frames": 80}, ValueError, r"4 k \+ 1, got 80; the next is 81"),
-        ({"limit": 0}, ValueError, "limit is 1 or more"),
+        ({"limit": 0}, ValueError, "limit must be 1 or more, got 0"),
+        ({"limit": 1.5}, TypeError, "limit must be an integer, got 1.5"),
+        ({"pixels": 480.0}, TypeError, "pixels must be an integer, got 480.0"),
     ],
 )
 def test_a_choice_that_cannot_be_met_is_refused(choice, error, words):

@@ -143,7 +143,7 @@ def test_looking_changes_neither_the_run_nor_the_global_generator(observed):
 
 def test_lower_precision_states_are_reduced_in_float32():
     states = normal(1, 24, 16).bfloat16()
-    for reduce in (views.change, views.channel_variance, views.channels(2), views.components()):
+    for reduce in (views.change, views.channel_variance, views.channels(np.int64(2)), views.components()):
         found = reduce(states, GRID)
         assert found.dtype == torch.float32 and torch.equal(found, reduce(states.float(), GRID))
 

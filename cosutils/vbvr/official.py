@@ -32,13 +32,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .._files import read_json, sha256, write_json, write_text
 from ..films import check_film, read_film, read_picture, write_film
 from ..report.progress import progress
-from ..report.results import measure
+from ..report.results import interval_text, mean_of
 from .puzzles import FILES, Puzzle, answer_path, check_answers, squared
 
 __all__ = ["BENCHES", "CHECKOUT", "MOVED", "PYTHON", "REFERENCES", "Bench", "Kit", "Report", "find_kit", "score"]
@@ -76,13 +77,13 @@ BENCHES = (
 )  # fmt: skip
 _FACULTIES = {name[0]: name for name in ("Abstraction", "Knowledge", "Perception", "Spatiality", "Transformation")}
 MOVED = {  # number of a task: its faculty in VBVR-Bench and in VBVR-Pro-Bench, where they differ
-    task: (_FACULTIES[was], _FACULTIES[now])
+    task: (_FACULTIES[letters[0]], _FACULTIES[letters[1]])
     for moves in (
         "G-5 PT", "G-8 TS", "G-21 TK", "G-29 AK", "G-39 PT", "G-41 AK", "G-43 PK", "G-217 KP", "G-240 TP", "O-2 PK",
         "O-5 TA", "O-16 PK", "O-21 AS", "O-22 TA", "O-31 PA", "O-37 AP", "O-43 AP", "O-44 TA", "O-49 AS", "O-58 TA",
         "O-59 TA", "O-60 TA", "O-61 TA",
     )
-    for task, (was, now) in [moves.split()]
+    for task, letters in [moves.split()]
 }  # fmt: skip
 
 
@@ -137,7 +138,7 @@ class Report:
             for ending, chosen in [("", values)] + ([("without the failed samples", sound)] if self.failed else []):
                 for group, members in _grouped(chosen, by, self.kit).items():
                     words = " ".join(filter(None, (f"{prefix}/task_specific", role, group, ending)))
-                    found[words] = measure(members) if len(members) > 1 else {"value": members[0], "n": 1}
+                    found[words] = mean_of(members) if len(members) > 1 else {"value": members[0], "n": 1}
         return found
 
     def table(self, by: str = "split") -> str:
@@ -150,8 +151,7 @@ class Report:
             name = name.removeprefix("/task_specific ")
             if self.failed and not name.endswith("without the failed samples"):
                 name += ", official (failures = 0)"
-            interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if "low" in entry else ""
-            lines.append(f"{name:<60} {entry['value']:.3f}  {interval:<14}  {entry['n']} puzzles")
+            lines.append(f"{name:<60} {interval_text(entry, 3):<20}  {entry['n']} puzzles")
         for role, reasons in self.failures.items():
             lines += [f"failed: {role} {name}: {reason}{_advice(reason)}" for name, reason in reasons.items()]
         lines += [f"left out: {name}" for name in self.skipped]
@@ -244,7 +244,7 @@ def find_kit(checkout: str | Path | None = None, python: str | Path | None = Non
     return Kit(bench, root, python, told["opencv"], digest.hexdigest()[:16], _commit(root), tasks)
 
 
-def _run(command: list[str], **options: str | Path) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """A finished process that reads and writes UTF-8, whatever the locale."""
     environment = os.environ | {"PYTHONUTF8": "1"}
     return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment, **options)
@@ -392,12 +392,11 @@ def _scored(puzzle: Puzzle, film: Path, size: tuple[int, int], name: str, kit: K
         for role in (name, *REFERENCES)
     }
     pending = [role for role, place in places.items() if not place.is_file()]
-    for role, sample in _evaluated(puzzle, film, size, pending, kit).items() if pending else ():
+    fresh = _evaluated(puzzle, film, size, pending, kit) if pending else {}
+    for role, sample in fresh.items():
         if sample["error"] is None:
             write_json(places[role], {"bench": kit.bench.name, "commit": kit.commit, "role": role, **sample})
-        else:
-            places[role] = sample
-    return {role: read_json(place) if isinstance(place, Path) else place for role, place in places.items()}
+    return {role: fresh[role] if role in fresh else read_json(place) for role, place in places.items()}
 
 
 def _evaluated(puzzle: Puzzle, film: Path, size: tuple[int, int], roles: Sequence[str], kit: Kit) -> dict[str, dict]:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .._check import whole
 from .._files import read_text
 from ..films import check_film, check_picture, probe, read_comment, read_film, read_picture, write_film
 from ..pipelines.check import experts
@@ -44,15 +45,13 @@ def frames_up(frames: int, stride: int = 4) -> int:
 
     stride: frames per latent frame. Diffusers rounds down instead. Raises ValueError for less than one frame.
     """
-    if frames < 1 or stride < 1:
-        raise ValueError(f"frames and stride are 1 or more, got {frames} and {stride}")
+    frames, stride = whole(frames, "frames", 1), whole(stride, "stride", 1)
     return -(-(frames - 1) // stride) * stride + 1
 
 
 def side_up(pixels: int, multiple: int = 16) -> int:
     """The least multiple of `multiple` that is not below `pixels`, as the authors do: 1000 -> 1008."""
-    if pixels < 1 or multiple < 1:
-        raise ValueError(f"pixels and multiple are 1 or more, got {pixels} and {multiple}")
+    pixels, multiple = whole(pixels, "pixels", 1), whole(multiple, "multiple", 1)
     return -(-pixels // multiple) * multiple
 
 
@@ -170,8 +169,8 @@ def read(
     """
     root = Path(folder).expanduser()
     _check_geometry(pixels, multiple, frames, stride)
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is 1 or more puzzles per task, got {limit}")
+    if limit is not None:
+        limit = whole(limit, "limit", 1)
     puzzles, unseen, unskipped = [], set(tasks or ()), {skip} if isinstance(skip, str) else set(skip)
     skipped = tuple(sorted(unskipped))
     for split in _splits(root, splits):

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._check import whole
 from ..hooks.capture import Capture, capture
 from ..hooks.reductions import Grid, Reduction, energy
 
@@ -72,13 +73,13 @@ def channels(which: int | Sequence[int]) -> Reduction:
     """
 
     def reduce(states: Tensor, grid: Grid) -> Tensor:
-        if isinstance(which, int):
-            chosen = largest(channel_variance(states, grid), which)
+        if isinstance(which, Iterable):
+            numbers, width = list(which), states.shape[-1]
+            if not numbers or not all(0 <= channel < width for channel in numbers):
+                raise ValueError(f"channels must lie in 0..{width - 1} and not be none, got {numbers}")
+            chosen = torch.tensor([numbers] * len(states), device=states.device)
         else:
-            width = states.shape[-1]
-            if not which or not all(0 <= channel < width for channel in which):
-                raise ValueError(f"channels must lie in 0..{width - 1} and not be none, got {list(which)}")
-            chosen = torch.tensor([list(which)] * len(states), device=states.device)
+            chosen = largest(channel_variance(states, grid), whole(which, "the number of channels"))
         picked = states.gather(2, chosen[:, None].expand(-1, states.shape[1], -1))
         return _on_grid(picked.float(), grid)
 
@@ -122,7 +123,7 @@ def views(
     steps, layers, branch: as `capture` takes them (None is all). count: of the `channels` of largest variance, at most
     D. Shapes of the values as their functions say; the three `components` make the colours of a PCA map.
     """
-    reductions = {"energy": energy, "change": change, "variance": channel_variance}
+    reductions: dict[str, Reduction] = {"energy": energy, "change": change, "variance": channel_variance}
     reductions |= {"channels": channels(count), "components": components(3)}
     steps, layers = (list(one) if isinstance(one, Iterable) else one for one in (steps, layers))
     with ExitStack() as stack:
@@ -165,7 +166,7 @@ def colours(scores: Tensor, cut: float = 0.01) -> np.ndarray:
 
 
 def heat(maps: Tensor, cmap: str = "viridis", centred: bool = False) -> np.ndarray:
-    """Maps (R, C, h, w) as pictures (R, C, h, w, 3) in [0, 1] for `figures.picture_grid`, each row on a scale of its own.
+    """Maps (R, C, h, w) as pictures (R, C, h, w, 3) in [0, 1] for `figures.picture_grid`, each row on its own scale.
 
     From the row's least to its largest value; centred: from minus to plus its largest size, so that the middle of
     `cmap` is 0.
