@@ -286,7 +286,7 @@ def test_a_failed_sample_is_named_and_counted_both_ways(kit, puzzles, answers, t
     assert numbers["vbvr/task_specific noise without the failed samples"]["n"] == 1  # all of the same puzzles
     lines = report.table().splitlines()
     assert "model, official (failures = 0)" in lines[2] and "model without the failed samples" in lines[3]
-    assert lines[-1].startswith(f"failed: model {bad}: name 'safe_distance' is not defined (commit f008281")
+    assert lines[-1].startswith(f"failed: {bad} (model): name 'safe_distance' is not defined (commit f008281")
     assert json.loads((tmp_path / "work" / "model.json").read_text())["failures"] == report.failures
     before = len(calls(root))
     official.score(puzzles, answers, tmp_path / "work")

@@ -152,8 +152,11 @@ class Report:
             if self.failed and not name.endswith("without the failed samples"):
                 name += ", official (failures = 0)"
             lines.append(f"{name:<60} {interval_text(entry, 3):<20}  {entry['n']} puzzles")
-        for role, reasons in self.failures.items():
-            lines += [f"failed: {role} {name}: {reason}{_advice(reason)}" for name, reason in reasons.items()]
+        for name in self.failed:
+            reasons = {role: why[name] for role, why in self.failures.items() if name in why}
+            for reason in dict.fromkeys(reasons.values()):
+                roles = ", ".join(role for role, why in reasons.items() if why == reason)
+                lines.append(f"failed: {name} ({roles}): {reason}{_advice(reason)}")
         lines += [f"left out: {name}" for name in self.skipped]
         return "\n".join(lines)
 
@@ -170,7 +173,7 @@ def _grouped(values: dict[str, float], by: str, kit: Kit) -> dict[str, list[floa
 
 def _advice(reason: str) -> str:
     known = "safe_distance" in reason  # an import that 275472f lacks
-    return " (commit f008281, branch image_preview, has the import and scores these tasks alike)" if known else ""
+    return " (commit f008281, branch image_preview, has the import, and other rules for some tasks)" if known else ""
 
 
 # ---------------------------------------------------------------- the kit
