@@ -414,6 +414,9 @@ def test_a_name_is_a_file_name_of_its_own(kit, puzzles, answers, tmp_path, name)
         official.score(puzzles, answers, tmp_path / "work", name)
     with pytest.raises(ValueError, match="no puzzles to score"):
         official.score([], answers, tmp_path / "work")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write into the folder .*file/work"):
+        official.score(puzzles, answers, tmp_path / "file" / "work")
 
 
 # ---------------------------------------------------------------- VBVR-Pro-Bench

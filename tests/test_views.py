@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +251,16 @@ def test_a_step_that_the_run_does_not_have_is_refused_before_anything_is_kept(pi
     with pytest.raises(KeyError, match="no step 3"):
         run(pipe, puzzle, tmp_path, steps=[3], layers=[])
     assert not [path for path in Path(tmp_path).rglob("*") if path.is_file()]
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write into the folder .*file"):
+        run(None, puzzle, tmp_path / "file")  # no pipeline is needed to see it
+
+
+def test_the_answer_to_another_puzzle_of_that_name_is_no_answer(pipe, puzzle, tmp_path):
+    run(pipe, puzzle, tmp_path, steps=[2], layers=[])
+    other = replace(puzzle, prompt="Do something else.")
+    with pytest.raises(ValueError, match="00000.mp4 answers another puzzle of that name"):
+        run(pipe, other, tmp_path, steps=[2], layers=[])
 
 
 def test_other_facts_make_another_folder(tmp_path):

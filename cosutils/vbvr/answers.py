@@ -32,7 +32,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, tensor
 
-from .._files import read_json, write, write_json
+from .._files import read_json, writable_folder, write, write_json
 from ..films import read_film, write_film
 from ..hooks.capture import Capture
 from ..hooks.record import record
@@ -128,6 +128,7 @@ def answer(
         return look_at(puzzle, place)
     layers = layers if layers is None else list(layers)
     steps = steps if steps is None else list(steps)
+    writable_folder(folder), writable_folder(film.parent)  # before anything is computed
     call = puzzle.inputs | settings(pipe) | call | dict(output_type="np", generator=seeded(seed))
     seeing: AbstractContextManager[dict[str, Capture]] = (
         nullcontext({}) if layers == [] else views(pipe, steps, layers, count)
@@ -135,7 +136,6 @@ def answer(
     with record(pipe, keep=("x0",)) as run, seeing as seen:
         frames = pipe(**call).frames[0]
     chosen = sorted(run.x0) if steps is None else sorted(set(steps))
-    folder.mkdir(parents=True, exist_ok=True)
     for step in chosen:
         write_film(run.decode([step])[0, 0].numpy(), folder / _step_name(step), fps)
     states = {name: captured.stack()[:, :, 0].contiguous() for name, captured in seen.items()}

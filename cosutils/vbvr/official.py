@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from .._files import read_json, sha256, write_json, write_text
+from .._files import read_json, sha256, writable_folder, write_json, write_text
 from ..films import check_film, read_film, read_picture, write_film
 from ..report.progress import progress
 from ..report.results import interval_text, mean_of
@@ -291,7 +291,7 @@ def score(
     on where it was, and references are scored once. name: of a model or condition. kit: default `find_kit()`. Costs
     about 3 CPU seconds per 1024 x 1024 video and role [measured on 13]; noise keeps some scorers busy for a minute and
     more.
-    Raises FileNotFoundError for a missing answer; ValueError for an answer or a truth that is damaged, or that the
+    Raises FileNotFoundError for a missing answer; OSError where `work` cannot be written; ValueError for an answer or a truth that is damaged, or that the
     kit's OpenCV cannot read or would crop, and for puzzles that this kit does not score; RuntimeError where the kit
     fails as a whole, passes over a sample, reports anything but `task_specific`, or gives the truth nothing.
     """
@@ -299,7 +299,7 @@ def score(
         raise ValueError("no puzzles to score")
     if not re.fullmatch(r"\w[\w.-]*", name) or name in map(_slug, REFERENCES):
         raise ValueError(f"a name is of letters, digits, '_', '.' and '-' and not that of a reference, got {name!r}")
-    kit, work = kit or find_kit(), Path(work).expanduser().absolute()
+    kit, work = kit or find_kit(), writable_folder(work).absolute()
     _check_puzzles(puzzles, kit)
     sizes = check_answers(puzzles, answers)
     films = [answer_path(puzzle, answers).absolute() for puzzle in puzzles]
