@@ -1,4 +1,4 @@
-"""The examples in the docstrings run, on the smallest trained model, and every public module has its place in the book."""
+"""The examples in the docstrings run, on a small trained model, and every public module has its place in the book."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from test_house import PACKAGE, modules
 
 import cosutils as cos
+from cosutils.pipelines.loading import data_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = sorted(
@@ -29,14 +30,16 @@ def examples(name: str) -> list[doctest.DocTest]:
 
 @pytest.fixture(scope="module")
 def names():
-    """What every example may use: a pipeline of three blocks, a puzzle, the arguments of a call of four steps, and a
-    direction in the space of its states."""
+    """What every example may use: a pipeline of three blocks, a puzzle, the arguments of a call of four steps, a
+    direction in the space of its states, and a folder of the benchmark."""
     pipe = cos.load("cos-mini-shallow")
     puzzle = cos.tasks.shelf.sample(seed=7)
     call = puzzle.inputs | cos.settings(pipe) | dict(num_inference_steps=4, output_type="latent")
-    return dict(cos=cos, np=np, torch=torch, pipe=pipe, puzzle=puzzle, call=call, direction=torch.ones(128))
+    more = dict(direction=torch.ones(128), benchmark=data_folder() / "vbvr-samples" / "ground-truth")
+    return dict(cos=cos, np=np, torch=torch, pipe=pipe, puzzle=puzzle, call=call) | more
 
 
+@pytest.mark.filterwarnings("ignore:of the prompt:UserWarning")  # the embedded one lacks the benchmark's words
 @pytest.mark.parametrize("name", [name for name in PUBLIC if examples(name)])
 def test_the_examples_of_a_module_run(name, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

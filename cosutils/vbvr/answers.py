@@ -1,9 +1,10 @@
 """Answer puzzles of the benchmark and keep what the authors' tools show of each run; finished work is skipped.
 
-    place = study("runs/benchmark", model="cos-mini", noise_seed=1, steps=20)
-    for puzzle in vbvr.read(folder, limit=2, **vbvr.geometry(pipe)):
-        look = answer(pipe, puzzle, place, seed=1, steps=[0, 10, 19], layers=[0, 5, 9], num_inference_steps=20)
-    official.score(puzzles, place / "answers", place / "official")
+>>> place = study("runs/benchmark", model="cos-mini-shallow", noise_seed=1, steps=4)
+>>> for puzzle in cos.vbvr.read(benchmark, limit=1, pixels=80, frames=17, **cos.vbvr.geometry(pipe)):
+...     look = answer(pipe, puzzle, place, seed=1, steps=[0, 3], layers=[0, 2], num_inference_steps=4)
+
+and then `official.score(puzzles, place / "answers", place / "official")`.
 
 A study leaves, for each puzzle <split>/<task>/<00000>,
 

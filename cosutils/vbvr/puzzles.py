@@ -1,9 +1,9 @@
 """Puzzles in VBVR-Bench's layout, one picture and prompt of your own, and films in the layout its evaluator reads.
 
-    puzzles = read("VBVR-Bench", tasks=["O-39"], limit=20)     # no film is decoded yet
-    for puzzle in missing(puzzles, "answers"):                 # finished work is skipped
-        out = pipe(**puzzle.inputs, **settings(pipe), generator=seeded(1), output_type="np")
-        save_answer(out.frames[0], puzzle, "answers")
+>>> puzzles = read(benchmark, tasks=["O-60"], limit=1, pixels=80, frames=17)  # no film is decoded yet
+>>> for puzzle in missing(puzzles, "answers"):  # finished work is skipped
+...     output = pipe(**puzzle.inputs, **cos.settings(pipe), generator=cos.seeded(1), output_type="np")
+...     path = save_answer(output.frames[0], puzzle, "answers")
 
 Layout of the puzzles (EvalKit at 275472f): ``<folder>/<split>/<task>/<00000>/`` with first_frame.png,
 final_frame.png, ground_truth.mp4 and prompt.txt; of the answers: ``<folder>/<split>/<task>/<00000>.mp4``. The splits

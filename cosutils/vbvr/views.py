@@ -1,9 +1,10 @@
 """What block states look like: energies, channels and principal components of tokens, as the authors' tools draw them.
 
-    with views(pipe, steps=[0, 10], layers=[0, 20, 39]) as seen:
-        pipe(**arguments)
-    states = {name: captured.stack()[:, :, 0] for name, captured in seen.items()}      # of the first video, (S, L, ...)
-    colours(states["components"])                                                      # (S, L, f, h, w, 3)
+>>> with views(pipe, steps=[0, 3], layers=[0, 1, 2]) as seen:
+...     output = pipe(**call)
+>>> states = {name: captured.stack()[:, :, 0] for name, captured in seen.items()}  # of the first video, (S, L, ...)
+>>> colours(states["components"]).shape  # (S, L, f, h, w, 3)
+(2, 3, 5, 5, 5, 3)
 
 The tools released with the paper copy every state to the host in float32 and draw from there. Here each quantity is a
 reduction for `capture`: it is taken on the device, and what travels is thousands of times smaller than the state.
