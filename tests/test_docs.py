@@ -31,11 +31,12 @@ def examples(name: str) -> list[doctest.DocTest]:
 @pytest.fixture(scope="module")
 def names():
     """What every example may use: a pipeline of three blocks, a puzzle, the arguments of a call of four steps, a
-    direction in the space of its states, and a folder of the benchmark."""
+    direction in the space of its states, the data, and a folder of the benchmark."""
     pipe = cos.load("cos-mini-shallow")
     puzzle = cos.tasks.shelf.sample(seed=7)
     call = puzzle.inputs | cos.settings(pipe) | dict(num_inference_steps=4, output_type="latent")
-    more = dict(direction=torch.ones(128), benchmark=data_folder() / "vbvr-samples" / "ground-truth")
+    data = data_folder()
+    more = dict(direction=torch.ones(128), data=data, benchmark=data / "vbvr-samples" / "ground-truth")
     return dict(cos=cos, np=np, torch=torch, pipe=pipe, puzzle=puzzle, call=call) | more
 
 

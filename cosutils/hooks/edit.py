@@ -59,12 +59,12 @@ def edit(
     """Replace states of the chosen layers and steps (None is all) by what `fn` makes of them, in every call inside.
 
     fn: a function of (states, place) that returns the new states, of the same shape, dtype and device, or None to
-        leave them. place: `Place(expert, step, layer, branch, grid, sigma)`. Every branch is given by itself, also
-        where the pipeline runs both in one batch.
+    leave them. place: `Place(expert, step, layer, branch, grid, sigma)`. Every branch is given by itself, also where
+    the pipeline runs both in one batch.
     branch: "cond" (the positive CFG pass), "uncond" or "both".
     part: the output of the "block" (B, N, D), what it hands on; of its "self_attention", "cross_attention" or
-        "feed_forward" (B, N, D), before its gate, what it adds; "self_attention_heads" and "cross_attention_heads"
-        (B, N, H, d) before the heads are mixed. LTX-Video has all of these too, other families some.
+    "feed_forward" (B, N, D), before its gate, what it adds; "self_attention_heads" and "cross_attention_heads"
+    (B, N, H, d) before the heads are mixed. LTX-Video has all of these too, other families some.
 
     Edits act before captures see the states; of two edits at one place the inner context acts first.
     ValueError or TypeError, with layer and step, for another shape, dtype or device, for states changed in place

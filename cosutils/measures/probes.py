@@ -108,7 +108,7 @@ def read_out(
 ) -> np.ndarray:
     """Fit probes on some puzzles and read others: area under the ROC curve of each new puzzle, (P',), over its cells.
 
-    states: (P, F, K, D); labels: `arrange`d. Channels are scaled to mean 0 and variance 1 on the fitting
+    states: (P, F, K, D); labels: made by `arrange`. Channels are scaled to mean 0 and variance 1 on the fitting
     puzzles. ridge: the penalty, in units of that variance. Cells whose label never varies on the fitting
     puzzles do not count. NaN for a puzzle that has one kind of label only.
     """

@@ -1,7 +1,7 @@
 """Every claim of the paper beside the numbers that were recorded for it, from two folders of records.
 
-findings = gather("../data/results/full", "../data/results")
-figures.show_table(*section_table(findings, "noise"), name=..., alt=...)
+>>> findings = gather(data / "results" / "full", data / "results", data / "claims.yaml")
+>>> head, groups = section_table(findings, "noise")  # as `figures.show_table` takes them
 """
 
 from __future__ import annotations

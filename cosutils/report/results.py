@@ -173,8 +173,9 @@ def check_numbers(
 ) -> list[str]:
     """Differences between two records beyond tolerance, one sentence each; an empty list means agreement.
 
-    A number agrees when |value - expected| <= its expected `tolerance`, or, where it has none,
-    <= atol + rtol * |expected|. A name that only one record has and a different n are differences too.
+    A number agrees when it differs from the expected value by no more than that one's `tolerance`, or, where it
+    has none, by `atol` plus `rtol` times the expected value. A name that only one record has and a different n are
+    differences too.
     """
     found, expected = read_numbers(path), read_numbers(expected_path)
     differences = [f"{name}: expected, not recorded" for name in expected if name not in found]

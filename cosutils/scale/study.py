@@ -1,4 +1,4 @@
-"""A study: a grid of specs under a name, read from a YAML file.
+"""A study: a grid of specs under a name, read from a YAML file::
 
     # noise.yaml: every field of a spec has one value, a list, or a range; the grid is their product
     out: runs/sweeps/noise            # default: runs/sweeps/<name of this file>
