@@ -148,16 +148,15 @@ def check(work: dict[str, dict[str, Hand]]) -> None:
 
 
 def ratios(model: str, device: str, threads: int, pairs: int) -> dict[str, float]:
-    """{task_hand: time / time of a plain film} in this process: the median of `pairs` turns, in changing order."""
+    """{task_hand: time / time of a plain film} in this process: the median of `pairs` turns."""
     torch.set_num_threads(threads)
     pipe, found = build(model, device), {}
     work = hands(pipe, build(model, device))
     check(work)
     for task, by_hand in work.items():
         took: dict[str, list[float]] = {name: [] for name in by_hand}
-        names = list(by_hand)
-        for turn in range(pairs):
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for turn in range(pairs):  # in random order: none always follows the same
+            for name in np.random.default_rng(turn).permutation(list(by_hand)):
                 took[name].append(seconds(pipe, by_hand[name]))
         plain = np.array(took.pop("plain"))
         found |= {f"{task}_{name}": float(np.median(np.array(one) / plain)) for name, one in took.items()}

@@ -74,7 +74,7 @@ class Capture(Mapping[Key, Tensor]):
 
     def settle(self) -> None:
         """Wait for copies under way, and give them the form in which they are read."""
-        if torch.accelerator.is_available():
+        if self._unread and torch.accelerator.is_available():
             torch.accelerator.synchronize()
         unread, self._unread = self._unread, []
         for store, key in unread:
