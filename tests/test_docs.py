@@ -1,4 +1,4 @@
-"""The examples in the docstrings run, on the smallest trained model, and every public module has its place in the book."""
+"""The examples in the docstrings run on the smallest trained model; every public module has its place in the book."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def colours(scores: Tensor, cut: float = 0.01) -> np.ndarray:
 
 
 def heat(maps: Tensor, cmap: str = "viridis", centred: bool = False) -> np.ndarray:
-    """Maps (R, C, h, w) as pictures (R, C, h, w, 3) in [0, 1] for `figures.picture_grid`, each row on a scale of its own.
+    """Maps (R, C, h, w) as pictures (R, C, h, w, 3) in [0, 1] for `figures.picture_grid`, each row on its own scale.
 
     From the row's least to its largest value; centred: from minus to plus its largest size, so that the middle of
     `cmap` is 0.
