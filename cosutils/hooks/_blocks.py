@@ -98,7 +98,7 @@ def _compiled(family: Family, models: dict[str, nn.Module]) -> bool:
     return any(hasattr(block, "_orig_mod") or block._compiled_call_impl is not None for block in blocks)
 
 
-def _unguarded(hook: Callable) -> Callable:
+def _unguarded(hook: Callable[..., Any]) -> Callable[..., Any]:
     return hook
 
 
@@ -181,10 +181,10 @@ class _Watch(Tap):
                 states = replaced = torch.cat(parts)
         return replaced
 
-    def output_hook(self, visit: Visit, expert: str, layer: int) -> Callable:
+    def output_hook(self, visit: Visit, expert: str, layer: int) -> Callable[..., Any]:
         """A forward hook for a part that returns its tokens, alone or before those of the text."""
 
-        def hook(module: nn.Module, arguments: tuple, named: dict[str, Any], output: Any) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
             if not self.chosen:
                 return None
             given = arguments[0] if arguments else named["hidden_states"]
@@ -195,10 +195,10 @@ class _Watch(Tap):
 
         return hook
 
-    def heads_hook(self, visit: Visit, expert: str, layer: int, heads: int) -> Callable:
+    def heads_hook(self, visit: Visit, expert: str, layer: int, heads: int) -> Callable[..., Any]:
         """A forward pre-hook for the projection that mixes the heads, which are visited as (B, N, H, d)."""
 
-        def hook(module: nn.Module, arguments: tuple) -> tuple | None:
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if not self.chosen:
                 return None
             states = arguments[0].unflatten(2, (heads, -1))
@@ -238,7 +238,7 @@ def watch(
     guard = torch.compiler.disable if compiled else _unguarded
     tap = _Watch(steps, branches, compiled, begin, step_end)
 
-    def begins(module: nn.Module, arguments: tuple) -> None:
+    def begins(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         tap.forward(hub)
 
     def hooked(block: nn.Module, name: str, layer: int) -> Any:

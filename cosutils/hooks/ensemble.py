@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or (torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b))
 
 
-def _rows_of(value: Any, count: int) -> bool:
+def _rows_of(value: Any, count: int) -> TypeGuard[list[Any] | Tensor]:
     """Whether an argument of the call holds one entry for each of `count` videos."""
     return isinstance(value, (list, Tensor)) and len(value) == count
 
