@@ -147,8 +147,7 @@ CHANGES = {
         "test_families.py::test_the_positive_branch_knows_nothing_of_the_negative_prompt[ltx]",
     ),
     "order of the axes of the token grid": Change(
-        "hooks/_blocks.py", "hub.family.patch(hub.pipe), strict=True))",
-        "hub.family.patch(hub.pipe), strict=True))[::-1]",
+        "hooks/_blocks.py", "self.grid = f, h, w", "self.grid = w, h, f",
         "test_families.py::test_the_map_shows_a_change_where_it_is[cogvideox_ddim]",
     ),
     "the stand-in frames of HunyuanVideo in the film": Change(

@@ -131,7 +131,8 @@ class _Watch(Tap):
 
     def check(self, hub: Hub) -> None:
         self.passes = hub.family.passes(hub.arguments)
-        self.grid = tuple(n // p for n, p in zip(hub.size, hub.family.patch(hub.pipe), strict=True))
+        f, h, w = (n // p for n, p in zip(hub.size, hub.family.patch(hub.pipe), strict=True))
+        self.grid = f, h, w
         if _compiled(hub.family, experts(hub.pipe)) and not self.compiled:
             raise ValueError("blocks were compiled while a context is open: compile them before opening it")
         if self.branches == ("uncond",) and self.passes == (("cond",),):

@@ -113,7 +113,7 @@ def ensemble(
     size = None if size is None else whole(size, "size", 1)
     if layers is None or steps is None:
         raise ValueError("name the layers and steps to merge at, for example layers=range(20, 30), steps=[0]")
-    layers, steps, branches = check_layers(pipe, layers), check_steps(steps), check_branches(branch)
+    layers, chosen, branches = check_layers(pipe, layers), check_steps(steps), check_branches(branch)
     group = 1
 
     def begin(hub: Hub, grid: Grid) -> None:
@@ -127,7 +127,7 @@ def ensemble(
     def visit(place: Place, given: Tensor, states: Tensor) -> Tensor | None:
         return None if group == 1 else merge(states, group, mode)
 
-    with watch(pipe, layers, steps, branches, visit, edits=True, begin=begin):
+    with watch(pipe, layers, chosen, branches, visit, edits=True, begin=begin):
         yield
 
 
@@ -209,7 +209,7 @@ def merge_then_single(
     output, run = go_on(pipe, first, list(range(keep, batch, group)), **arguments)
     run.info["ensemble"] = {
         "layers": list(check_layers(pipe, layers)),
-        "steps": sorted(check_steps(steps)),
+        "steps": sorted(check_steps(steps) or ()),
         "mode": mode,
         "branch": branch,
         "size": group,
