@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from torch import Tensor, tensor
 
 from .._files import write_json
 from ..films import read_film, write_film
+from ..hooks.capture import Capture
 from ..hooks.record import record
 from ..pipelines.loading import seeded, settings
 from .puzzles import Puzzle, answer_path
@@ -128,7 +129,9 @@ def answer(
     layers = layers if layers is None else list(layers)
     steps = steps if steps is None else list(steps)
     call = puzzle.inputs | settings(pipe) | call | dict(output_type="np", generator=seeded(seed))
-    seeing = nullcontext({}) if layers == [] else views(pipe, steps, layers, count)
+    seeing: AbstractContextManager[dict[str, Capture]] = nullcontext({})
+    if layers != []:
+        seeing = views(pipe, steps, layers, count)
     with record(pipe, keep=("x0",)) as run, seeing as seen:
         frames = pipe(**call).frames[0]
     chosen = sorted(run.x0) if steps is None else sorted(set(steps))

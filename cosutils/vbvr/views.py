@@ -21,7 +21,7 @@ reduction for `capture`: it is taken on the device, and what travels is thousand
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -82,7 +82,7 @@ def channels(which: int | Sequence[int]) -> Reduction:
         picked = states.gather(2, chosen[:, None].expand(-1, states.shape[1], -1))
         return _on_grid(picked.float(), grid)
 
-    return reduce
+    return Reduction(reduce, "channels")
 
 
 def components(count: int = 3) -> Reduction:
@@ -106,7 +106,7 @@ def components(count: int = 3) -> Reduction:
         axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
         return _on_grid(centred @ axes, grid)
 
-    return reduce
+    return Reduction(reduce, "components")
 
 
 @contextmanager
@@ -122,8 +122,10 @@ def views(
     steps, layers, branch: as `capture` takes them (None is all). count: of the `channels` of largest variance, at most
     D. Shapes of the values as their functions say; the three `components` make the colours of a PCA map.
     """
-    reductions = {"energy": energy, "change": change, "variance": channel_variance}
-    reductions |= {"channels": channels(count), "components": components(3)}
+    reductions: dict[str, Reduction | Callable[[Tensor, Grid], Tensor]] = {
+        "energy": energy, "change": change, "variance": channel_variance,
+        "channels": channels(count), "components": components(3),
+    }  # fmt: skip
     steps, layers = (list(one) if isinstance(one, Iterable) else one for one in (steps, layers))
     with ExitStack() as stack:
         yield {
