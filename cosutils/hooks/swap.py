@@ -77,7 +77,7 @@ def _rows(donor: Mapping[int, int]) -> dict[int, int]:
 def _theirs(
     donor: Capture | Mapping[int, int], place: Place, own_in: Tensor, own_out: Tensor
 ) -> tuple[list[int], Tensor, Tensor]:
-    """Recipient rows R, and the donor's input (own where none was kept) and output of the part, (R, N, ...), for them."""
+    """Recipient rows R; for them the donor's input (own where none was kept) and output of the part, (R, N, ...)."""
     batch, grid = len(own_out), place.grid
     if not isinstance(donor, Capture):
         last = max(*donor.keys(), *donor.values())
