@@ -34,9 +34,15 @@ def write(path: Path, fill: Callable[[Path], Any]) -> str:
 
     The folder is made where it is missing. Raises OSError, with nothing changed at `path`, where that fails.
     """
-    digest = []
-    write_all({path: lambda part: (fill(part), digest.append(sha256(part)))})
-    return digest[0]
+    digest = ""
+
+    def filled(part: Path) -> None:
+        nonlocal digest
+        fill(part)
+        digest = sha256(part)
+
+    write_all({path: filled})
+    return digest
 
 
 def write_all(files: Mapping[Path, Callable[[Path], Any]]) -> None:

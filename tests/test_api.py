@@ -29,4 +29,4 @@ def test_importing_is_quiet():
 
 def test_an_unknown_name_is_explained():
     with pytest.raises(AttributeError, match="cosutils has no 'recrod': choose from PRESETS, "):
-        cos.recrod
+        _ = cos.recrod

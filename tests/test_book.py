@@ -61,7 +61,7 @@ def preset(tree, text):
 def test_refreshing_twice_writes_the_same_bytes_and_stamps_the_figure(tools, tree):
     path = tree / "notebooks" / "one.ipynb"
     nb = nbformat.read(path, 4)
-    for cell, name in zip(nb.cells, ("a", "a", "")):
+    for cell, name in zip(nb.cells, ("a", "a", ""), strict=True):
         cell["id"] = name  # one doubled, one empty: both are given fixed ones
     path.write_text(v4.writes(nb))
     again = path.with_name("again.ipynb")

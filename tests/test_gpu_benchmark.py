@@ -10,8 +10,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import gpu
 from cosutils.report.results import read_numbers

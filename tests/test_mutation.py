@@ -66,9 +66,12 @@ CHANGES = {
         "test_record.py::test_decode_gives_the_pipelines_own_pixels[a14b]",
     ),
     # going on from a recorded step
-    "resume off by one": Change("hooks/record.py", "solver.begin(scheduler, step)", "solver.begin(scheduler, step - 1)", RESUME),
+    "resume off by one": Change(
+        "hooks/record.py", "solver.begin(scheduler, step)", "solver.begin(scheduler, step - 1)", RESUME
+    ),
     "estimate of the wrong step at a resume": Change(
-        "hooks/record.py", "(run.x0 or _estimates(run, solver))[step - 1]", "(run.x0 or _estimates(run, solver))[step]", SWEEP
+        "hooks/record.py", "(run.x0 or _estimates(run, solver))[step - 1]",
+        "(run.x0 or _estimates(run, solver))[step]", SWEEP
     ),
     # disturbances
     "renoise at the sigma of another step": Change(
@@ -135,7 +138,8 @@ CHANGES = {
         "test_families.py::test_the_memory_of_dpm_does_not_reach_across_an_edit",
     ),
     "the held frame in the wrong place": Change(
-        "pipelines/families/base.py", "if held is None else held, part], 2)", "if held is None else held, part.flip(2)], 2)",
+        "pipelines/families/base.py", "if held is None else held, part], 2)",
+        "if held is None else held, part.flip(2)], 2)",
         "test_families.py::test_noise_at_a_frame_touches_one_frame[ltx]",
     ),
     "the other half of the batch": Change(
@@ -143,7 +147,7 @@ CHANGES = {
         "test_families.py::test_the_positive_branch_knows_nothing_of_the_negative_prompt[ltx]",
     ),
     "order of the axes of the token grid": Change(
-        "hooks/_blocks.py", "hub.family.patch(hub.pipe), strict=True))", "hub.family.patch(hub.pipe), strict=True))[::-1]",
+        "hooks/_blocks.py", "self.grid = f, h, w", "self.grid = w, h, f",
         "test_families.py::test_the_map_shows_a_change_where_it_is[cogvideox_ddim]",
     ),
     "the stand-in frames of HunyuanVideo in the film": Change(
@@ -238,7 +242,8 @@ CHANGES = {
         "test_ensemble.py::test_a_single_continuation_is_that_row_of_the_ensemble[a14b-euler-fp32]",
     ),
     "an average over something else than seeds": Change(
-        "measures/planning.py", "shared = (1 - sigma) * x0.mean(0, keepdim=True)", "shared = (1 - sigma) * x0.mean(1, keepdim=True)",
+        "measures/planning.py", "shared = (1 - sigma) * x0.mean(0, keepdim=True)",
+        "shared = (1 - sigma) * x0.mean(1, keepdim=True)",
         "test_planning.py::test_averages_do_what_the_formula_says[x0]",
     ),
     "the odd one out chosen": Change(
@@ -251,7 +256,8 @@ CHANGES = {
         "test_perturb.py::test_dissimilarity_is_none_for_rotated_tokens_and_much_for_shuffled_ones",
     ),
     "damage per cell divided by the wrong number": Change(
-        "measures/perturb.py", "step / runs[0].frames - frame / runs[0].steps", "step / runs[0].steps - frame / runs[0].frames",
+        "measures/perturb.py", "step / runs[0].frames - frame / runs[0].steps",
+        "step / runs[0].steps - frame / runs[0].frames",
         "test_perturb.py::test_tables_and_measures_of_made_falls",
     ),
     "damage at the first step counted": Change(
@@ -276,11 +282,13 @@ CHANGES = {
         "test_behaviour.py::test_the_worst_step_is_the_one_with_the_lowest_rate",
     ),
     "an onset that need not hold": Change(
-        "measures/behaviour.py", "good = np.flip(np.logical_and.accumulate(np.flip(np.asarray(share) >= level, -1), -1), -1)",
+        "measures/behaviour.py",
+        "good = np.flip(np.logical_and.accumulate(np.flip(np.asarray(share) >= level, -1), -1), -1)",
         "good = np.asarray(share) >= level", "test_behaviour.py::test_an_onset_holds_to_the_end",
     ),
     "sign of the lag across frames": Change(
-        "measures/behaviour.py", "known[-half:].mean() - known[:half].mean()", "known[:half].mean() - known[-half:].mean()",
+        "measures/behaviour.py", "known[-half:].mean() - known[:half].mean()",
+        "known[:half].mean() - known[-half:].mean()",
         "test_behaviour.py::test_switches_find_the_step_of_each_frame",
     ),
     # what blocks look at, and what can be read in them
@@ -289,7 +297,8 @@ CHANGES = {
         "test_layers.py::test_foreground_is_what_is_drawn_and_the_places_of_answers_do_not_overlap",
     ),
     "sign of the contrast": Change(
-        "measures/layers.py", "np.log(mean(inside)) - np.log(mean(other))", "np.log(mean(other)) - np.log(mean(inside))",
+        "measures/layers.py", "np.log(mean(inside)) - np.log(mean(other))",
+        "np.log(mean(other)) - np.log(mean(inside))",
         "test_layers.py::test_contrast_is_a_log_ratio_without_the_artefacts",
     ),
     "the smallest tokens left out for the largest": Change(
@@ -350,7 +359,8 @@ CHANGES = {
         "test_exchange.py::test_an_exchange_ends_after_its_steps",
     ),
     "an exchange one layer later": Change(
-        "measures/exchange.py", "swap(pipe, self.layer, donor, self.mode", "swap(pipe, self.layer + 1, donor, self.mode",
+        "measures/exchange.py", "swap(pipe, self.layer, donor, self.mode",
+        "swap(pipe, self.layer + 1, donor, self.mode",
         "test_exchange.py::test_an_exchange_takes_place_at_its_layer_and_from_donor_to_recipient[0-delta-1]",
     ),
     "noise of donor and recipient exchanged": Change(
@@ -396,7 +406,8 @@ CHANGES = {
         "test_results.py::test_a_measure_is_a_mean_with_interval_and_tolerance",
     ),
     "settled at another level": Change(
-        "measures/chain.py", 'level: float = 0.9) -> np.ndarray:\n    """First', 'level: float = 0.8) -> np.ndarray:\n    """First',
+        "measures/chain.py", 'level: float = 0.9) -> np.ndarray:\n    """First',
+        'level: float = 0.8) -> np.ndarray:\n    """First',
         "test_chain.py::test_candidates_alive_commitment_and_share_of_the_answer",
     ),
     "CKA without centring": Change(
@@ -485,7 +496,8 @@ CHANGES = {
         "test_vbvr.py::test_an_odd_file_is_named[picture of another size-final_frame.png 512x512]",
     ),
     "a key frame every 16": Change(
-        "films.py", '"-g", "8"', '"-g", "16"', "test_films.py::test_films_are_square_short_groups_and_keep_their_colours"
+        "films.py", '"-g", "8"', '"-g", "16"',
+        "test_films.py::test_films_are_square_short_groups_and_keep_their_colours",
     ),
     "a film that lost its end let pass": Change(
         "films.py", "there := path.stat().st_size) < (", "there := path.stat().st_size) < 0 * (",
@@ -615,7 +627,8 @@ CHANGES = {
         SOLVER.format("find_shape"),
     ),
     "a possible answer left out": Change(
-        "mini/tasks/maze.py", "for room in rooms if room not in inner and", "for room in rooms[1:] if room not in inner and",
+        "mini/tasks/maze.py", "for room in rooms if room not in inner and",
+        "for room in rooms[1:] if room not in inner and",
         SOLVER.format("maze"),
     ),
     "a target left out of the possible ones": Change(
@@ -666,10 +679,12 @@ CHANGES = {
     ),
     "a run that goes on with another argument": Change(
         "training/train.py", '"device", "precision")', '"device", "precision", "shift")',
-        "test_training.py::test_a_run_goes_on_with_its_own_arguments_only[shift-3.0-shift 8.0 and cannot go on with 3.0]",
+        "test_training.py::test_a_run_goes_on_with_its_own_arguments_only"
+        "[shift-3.0-shift 8.0 and cannot go on with 3.0]",
     ),
     "a slower precision chosen": Change(
-        "training/train.py", "max(speeds, key=speeds.__getitem__)\n    if dist", "min(speeds, key=speeds.__getitem__)\n    if dist",
+        "training/train.py", "max(speeds, key=speeds.__getitem__)\n    if dist",
+        "min(speeds, key=speeds.__getitem__)\n    if dist",
         "test_training.py::test_the_faster_precision_is_chosen_and_both_are_told",
     ),
     "frames that the codec drops": Change(

@@ -1,7 +1,7 @@
 """The presets of large models: every notebook runs with them, on tiny pipelines of the same kind read from a folder.
 
-The stand-ins have the parts of the real models (two experts, image encoder, expanded timesteps, text encoder, deep VAE) and
-random weights; what is replaced beside the model is the device, the size of the films and the length of lists.
+The stand-ins have the parts of the real models (two experts, image encoder, expanded timesteps, text encoder, deep VAE)
+and random weights; what is replaced beside the model is the device, the size of the films and the length of lists.
 """
 
 from __future__ import annotations

@@ -86,7 +86,9 @@ def member(rank: int, folder: Path) -> None:
         for model in filter(None, (pipe.transformer, pipe.transformer_2)):
             model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
         plain, shapes = pipe(**tiny.call(steps=3)).frames, []
-        look = pipe.transformer.blocks[1].register_forward_hook(lambda m, a, out: shapes.append(out.shape[1]))
+        look = pipe.transformer.blocks[1].register_forward_hook(
+            lambda m, a, out, keep=shapes.append: keep(out.shape[1])
+        )
         shared = watched(pipe)
         look.remove()
         shared |= {"unwatched": plain, "part": torch.tensor(shapes[0])}

@@ -1,4 +1,4 @@
-"""The instruments at another size than cos-mini's: larger pictures, longer films, tokens smaller than cells, two experts."""
+"""The instruments at another size than cos-mini's: larger pictures, longer films, tokens below cells, two experts."""
 
 import numpy as np
 import pytest

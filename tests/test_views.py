@@ -1,4 +1,4 @@
-"""Views of block states, and answers kept with them: known states, tiny real pipelines, real puzzles of the benchmark."""
+"""Views of block states, and answers kept with them: known states, tiny pipelines, real puzzles of the benchmark."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python tools/full_results.py [--preset full] [--workers 4] [--only 02_noise 10_ensemble]
 
-Runs every notebook that `notebooks/params/<preset>.yaml` names, in a copy under `_build/<preset>`, and writes its numbers to
-`data/results/<preset>/<notebook>.json`; those of `full` the pages show beside the live ones. A notebook that fails leaves its
-stored numbers as they were. A cell may take as long as it needs.
+Runs every notebook that `notebooks/params/<preset>.yaml` names, in a copy under `_build/<preset>`, and writes its
+numbers to `data/results/<preset>/<notebook>.json`; those of `full` the pages show beside the live ones. A notebook
+that fails leaves its stored numbers as they were. A cell may take as long as it needs.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def _compiled(family: Family, models: dict[str, nn.Module]) -> bool:
     return any(hasattr(block, "_orig_mod") or block._compiled_call_impl is not None for block in blocks)
 
 
-def _unguarded(hook: Callable) -> Callable:
+def _unguarded(hook: Callable[..., Any]) -> Callable[..., Any]:
     return hook
 
 
@@ -131,7 +131,8 @@ class _Watch(Tap):
 
     def check(self, hub: Hub) -> None:
         self.passes = hub.family.passes(hub.arguments)
-        self.grid = tuple(n // p for n, p in zip(hub.size, hub.family.patch(hub.pipe), strict=True))
+        f, h, w = (n // p for n, p in zip(hub.size, hub.family.patch(hub.pipe), strict=True))
+        self.grid = f, h, w
         if _compiled(hub.family, experts(hub.pipe)) and not self.compiled:
             raise ValueError("blocks were compiled while a context is open: compile them before opening it")
         if self.branches == ("uncond",) and self.passes == (("cond",),):
@@ -181,10 +182,10 @@ class _Watch(Tap):
                 states = replaced = torch.cat(parts)
         return replaced
 
-    def output_hook(self, visit: Visit, expert: str, layer: int) -> Callable:
+    def output_hook(self, visit: Visit, expert: str, layer: int) -> Callable[..., Any]:
         """A forward hook for a part that returns its tokens, alone or before those of the text."""
 
-        def hook(module: nn.Module, arguments: tuple, named: dict[str, Any], output: Any) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
             if not self.chosen:
                 return None
             given = arguments[0] if arguments else named["hidden_states"]
@@ -195,10 +196,10 @@ class _Watch(Tap):
 
         return hook
 
-    def heads_hook(self, visit: Visit, expert: str, layer: int, heads: int) -> Callable:
+    def heads_hook(self, visit: Visit, expert: str, layer: int, heads: int) -> Callable[..., Any]:
         """A forward pre-hook for the projection that mixes the heads, which are visited as (B, N, H, d)."""
 
-        def hook(module: nn.Module, arguments: tuple) -> tuple | None:
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if not self.chosen:
                 return None
             states = arguments[0].unflatten(2, (heads, -1))
@@ -238,7 +239,7 @@ def watch(
     guard = torch.compiler.disable if compiled else _unguarded
     tap = _Watch(steps, branches, compiled, begin, step_end)
 
-    def begins(module: nn.Module, arguments: tuple) -> None:
+    def begins(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         tap.forward(hub)
 
     def hooked(block: nn.Module, name: str, layer: int) -> Any:

@@ -141,13 +141,13 @@ def attention(
             query, key = query[:, :, some_heads], key[:, :, some_heads]
         weights.see(place, states, _weights(query, key, kept))
 
-    def keep(name: str) -> Callable:
-        def hook(module: nn.Module, arguments: tuple, output: Tensor) -> None:
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
             given[name] = output
 
         return hook
 
-    def rotation(module: nn.Module, arguments: tuple) -> None:
+    def rotation(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         given["rotation"] = arguments[3]
 
     with watch(pipe, layers, steps, (branch,), visit, part=part, begin=begin, step_end=weights.flush):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class Capture(Mapping[Key, Tensor]):
             torch.accelerator.synchronize()
         unread, self._unread = self._unread, []
         for store, key in unread:
-            store[key] = self.reduce.read(store[key], self.grid)
+            store[key] = self.reduce.read(store[key], cast(Grid, self.grid))
 
     @property
     def inputs(self) -> Mapping[Key, Tensor]:

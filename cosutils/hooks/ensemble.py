@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or (torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b))
 
 
-def _rows_of(value: Any, count: int) -> bool:
+def _rows_of(value: Any, count: int) -> TypeGuard[list[Any] | Tensor]:
     """Whether an argument of the call holds one entry for each of `count` videos."""
     return isinstance(value, (list, Tensor)) and len(value) == count
 
@@ -113,7 +113,7 @@ def ensemble(
     size = None if size is None else whole(size, "size", 1)
     if layers is None or steps is None:
         raise ValueError("name the layers and steps to merge at, for example layers=range(20, 30), steps=[0]")
-    layers, steps, branches = check_layers(pipe, layers), check_steps(steps), check_branches(branch)
+    layers, chosen, branches = check_layers(pipe, layers), check_steps(steps), check_branches(branch)
     group = 1
 
     def begin(hub: Hub, grid: Grid) -> None:
@@ -127,7 +127,7 @@ def ensemble(
     def visit(place: Place, given: Tensor, states: Tensor) -> Tensor | None:
         return None if group == 1 else merge(states, group, mode)
 
-    with watch(pipe, layers, steps, branches, visit, edits=True, begin=begin):
+    with watch(pipe, layers, chosen, branches, visit, edits=True, begin=begin):
         yield
 
 
@@ -209,7 +209,7 @@ def merge_then_single(
     output, run = go_on(pipe, first, list(range(keep, batch, group)), **arguments)
     run.info["ensemble"] = {
         "layers": list(check_layers(pipe, layers)),
-        "steps": sorted(check_steps(steps)),
+        "steps": sorted(check_steps(steps) or ()),
         "mode": mode,
         "branch": branch,
         "size": group,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from ._shards import Shard
 __all__ = ["Grid", "Reduction", "chooser", "energy", "projection", "raw", "region", "tokens"]
 
 Grid = tuple[int, int, int]  # tokens along f, h, w
-Tokens = Iterable[int] | Tensor | Callable[[Grid], Tensor]  # numbers, a boolean mask (N,) or (f, h, w), a `region`
+# numbers, a boolean mask (N,) or (f, h, w), a `region`
+Tokens: TypeAlias = Iterable[int] | Tensor | Callable[[Grid], Tensor]
 
 
 class Reduction:
@@ -72,10 +73,10 @@ class _Energy(Reduction):
     """Between two blocks norms (B, N) only; the grid is laid over them when they are read."""
 
     def __call__(self, states: Tensor, grid: Grid | None = None) -> Tensor:
-        return self.function(states, grid)
+        return metrics.energy(states, grid)
 
     def keep(self, states: Tensor, grid: Grid, shard: Shard | None) -> Tensor:
-        norms = self.function(states)
+        norms = metrics.energy(states)
         return norms if shard is None or norms.shape[1] == shard.count else shard.whole(norms)
 
     def read(self, kept: Tensor, grid: Grid) -> Tensor:

@@ -33,10 +33,10 @@ def _check_capture(
             raise ValueError(f"the donor holds {name} {held!r}, not the swap's {name} {wanted!r}")
     if mode == "delta" and not donor.inputs:
         raise ValueError("mode='delta' needs the donor's block inputs: capture with reduce=raw, inputs=True")
-    for name, held, wanted in (("layer", donor.layers, layers), ("step", donor.steps, steps or ())):
-        missing = sorted(set(wanted) - set(held))
+    for name, there, asked in (("layer", donor.layers, layers), ("step", donor.steps, steps or ())):
+        missing = sorted(set(asked) - set(there))
         if missing:
-            raise ValueError(f"the donor holds no {name} {missing[0]}; it has {name}s {held}")
+            raise ValueError(f"the donor holds no {name} {missing[0]}; it has {name}s {there}")
     steps = frozenset(donor.steps) if steps is None else steps
     for key in donor:
         if key[1] in steps and key[2] in layers:
@@ -67,6 +67,8 @@ def _check_model(donor: Capture, pipe: Any) -> None:
 
 def _rows(donor: Mapping[int, int]) -> dict[int, int]:
     """{recipient row: donor row} in Python's numbers."""
+    if not isinstance(donor, Mapping):
+        raise TypeError(f"donor must be a Capture or {{recipient row: donor row}}, got {type(donor).__name__}")
     if not donor:
         raise ValueError("donor rows are empty; give {recipient row: donor row}")
     return {whole(mine, "a donor row", 0): whole(theirs, "a donor row", 0) for mine, theirs in donor.items()}
@@ -74,8 +76,8 @@ def _rows(donor: Mapping[int, int]) -> dict[int, int]:
 
 def _theirs(
     donor: Capture | Mapping[int, int], place: Place, own_in: Tensor, own_out: Tensor
-) -> tuple[list[int], Tensor | None, Tensor]:
-    """Recipient rows R, and the donor's input (R, N, ...) of the part, if kept, and output (R, N, ...) for them."""
+) -> tuple[list[int], Tensor, Tensor]:
+    """Recipient rows R; for them the donor's input (own where none was kept) and output of the part, (R, N, ...)."""
     batch, grid = len(own_out), place.grid
     if not isinstance(donor, Capture):
         last = max(*donor.keys(), *donor.values())
@@ -86,14 +88,13 @@ def _theirs(
     key = (place.expert, place.step, place.layer)
     if key not in donor:
         raise ValueError(f"the donor holds no {key}; it ran another expert at this step")
-    block_in, block_out = donor.inputs.get(key), donor[key]
+    block_in, block_out = donor.inputs.get(key, own_in), donor[key]
     if donor.grid != grid or block_out.shape[2:] != own_out.shape[2:] or len(block_out) not in (1, batch):
         raise ValueError(
             f"the donor's states {tuple(block_out.shape)} on grid {donor.grid} do not fit the recipient's "
             f"{tuple(own_out.shape)} on grid {grid}"
         )
-    block_in = None if block_in is None else block_in.to(own_in).expand_as(own_in)
-    return list(range(batch)), block_in, block_out.to(own_out).expand_as(own_out)
+    return list(range(batch)), block_in.to(own_in).expand_as(own_in), block_out.to(own_out).expand_as(own_out)
 
 
 @contextmanager
@@ -135,11 +136,8 @@ def swap(
             raise ValueError(f"a captured donor holds one branch; name it, allowed are {BRANCHES}")
         _check_model(donor, pipe)
         steps = _check_capture(donor, layers, mode, steps, branch, part)
-    elif isinstance(donor, Mapping):
-        donor = _rows(donor)
     else:
-        kind = type(donor).__name__
-        raise TypeError(f"donor must be a Capture or {{recipient row: donor row}}, got {kind}")
+        donor = _rows(donor)
     choose = None if tokens is None else chooser(tokens)
 
     def begin(hub: Hub, grid: Grid) -> None:

@@ -122,7 +122,7 @@ def coarse(width: int) -> Reduction:
         parts = [adaptive_avg_pool3d(volume[:, :, :1], (1, *room)), *later]
         return torch.cat(parts, 2).flatten(2).transpose(1, 2)
 
-    return reduce
+    return Reduction(reduce, "coarse")
 
 
 def activations(

@@ -235,7 +235,7 @@ def sketch(rows: int, width: int) -> Reduction:
     """
     rows = whole(rows, "rows, the tokens that CKA compares,", least=2)
     project = projection(width)
-    return lambda states, grid: project(states[:, :: max(1, states.shape[1] // rows)], grid)
+    return Reduction(lambda states, grid: project(states[:, :: max(1, states.shape[1] // rows)], grid), "sketch")
 
 
 def propagation(

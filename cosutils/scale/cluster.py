@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import connection, get_context
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -52,7 +52,7 @@ def on_processes(
                 process.start()
                 far.close()
                 give(line, process, number)
-            for line in connection.wait(list(crew)):
+            for line in cast(list[connection.Connection], connection.wait(list(crew))):
                 process, number, item, left = crew.pop(line)
                 try:
                     error, alive = line.recv(), True
@@ -84,17 +84,18 @@ def on_ray(
     """
     try:
         import ray
-    except ImportError as error:
+    except ImportError as missing:
         raise RuntimeError(
             "the engine 'ray' needs the extra [cluster]: pip install 'cosutils[cluster]', or use the engine 'local'"
-        ) from error
+        ) from missing
     if not ray.is_initialized():
         ray.init(logging_level="WARNING", configure_logging=False)
     if gpu and not ray.cluster_resources().get("GPU"):
         raise RuntimeError("device 'cuda' needs GPUs, and no node of this Ray cluster has one")
     hire = ray.remote(num_cpus=1, num_gpus=int(gpu))(_Actor).remote
     waiting = deque((item, retries) for item in items)
-    crew = {}  # what an actor was asked for -> the actor, and the item with the tries left; None while it starts
+    # what an actor was asked for -> the actor, and the item with the tries left; None while it starts
+    crew: dict[Any, tuple[Any, tuple[Any, int] | None]] = {}
     try:
         while waiting or any(task for _, task in crew.values()):
             starting = sum(task is None for _, task in crew.values())

@@ -14,9 +14,10 @@ noise_seed + k; the film of the first one is kept.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from diffusers import DiffusionPipeline
@@ -28,7 +29,7 @@ from ..pipelines.loading import seeded
 
 __all__ = ["CONDITIONS", "Merge", "films", "numbers", "steps_computed", "treatment"]
 
-CONDITIONS = {
+CONDITIONS: dict[str, Callable[[int, int], Edit] | None] = {
     "plain": None,
     "noise_at_step": noise_at_step,
     "noise_at_frame": noise_at_frame,
@@ -67,12 +68,13 @@ def treatment(condition: str, steps: int, latent_frames: int, seed: int) -> Edit
             f"unknown condition {condition!r}; allowed are {forms} with a whole number K, and "
             "'ensemble K layers L steps S', 'merge_then_single K layers L steps S' with L and S such as 20-29 or 0,2"
         )
-    if name == "plain":
+    make = CONDITIONS[name]
+    if make is None:
         return None
-    what, count = ("latent frames", latent_frames) if name == "noise_at_frame" else ("steps", steps)
+    things, count = ("latent frames", latent_frames) if name == "noise_at_frame" else ("steps", steps)
     if int(number) >= count:
-        raise ValueError(f"condition {condition!r}: a run of {count} {what} has {what} 0..{count - 1}")
-    return CONDITIONS[name](int(number), seed)
+        raise ValueError(f"condition {condition!r}: a run of {count} {things} has {things} 0..{count - 1}")
+    return make(int(number), seed)
 
 
 def steps_computed(what: Edit | Merge | None, steps: int, estimates: bool) -> int:
@@ -83,7 +85,7 @@ def steps_computed(what: Edit | Merge | None, steps: int, estimates: bool) -> in
     if isinstance(what, Merge):
         together = max(what.steps) + 1 if what.single else steps
         return what.size * together + steps - together
-    return steps - what.step if _begins_in_noise(what, estimates) else steps
+    return steps - (what.step or 0) if _begins_in_noise(what, estimates) else steps
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -97,7 +99,7 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _begins_in_noise(what: Edit | Merge | None, estimates: bool) -> bool:
+def _begins_in_noise(what: Edit | Merge | None, estimates: bool) -> TypeGuard[Edit]:
     """Whether no step before the condition can matter: all frames are replaced, and nobody looks at these steps."""
     return isinstance(what, Edit) and what.frame is None and not what.keep_estimate and not estimates
 
@@ -109,12 +111,11 @@ def films(
     call |= {"generator": seeded(seed), "output_type": "np"}
     keep = ("x0",) if estimates else ()
     if isinstance(what, Merge):
-        merging = {"layers": what.layers, "steps": what.steps}
         call |= {"prompt": [call["prompt"]] * what.size, "generator": seeded(range(seed, seed + what.size))}
         if what.single:
-            output, run = merge_then_single(pipe, **merging, **call)
+            output, run = merge_then_single(pipe, layers=what.layers, steps=what.steps, **call)
             return output.frames, run
-        with ensemble(pipe, **merging), record(pipe, keep=keep) as run:
+        with ensemble(pipe, what.layers, what.steps), record(pipe, keep=keep) as run:
             return pipe(**call).frames, run
     with record(pipe, keep=keep) as run:
         if _begins_in_noise(what, estimates):

@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import imageio_ffmpeg
 import numpy as np
@@ -60,7 +60,7 @@ SAMPLE_FILES = (".png", ".txt", ".mp4")
 STRIDE = 4  # frames per latent frame of a Wan VAE
 SEEDS = 2**63  # torch's generators take no more
 State = tuple[tuple[Path, str, int, int, int], ...]  # of files: path, name, size, times of change and of move
-MEASURES: dict[str, Callable[[Any, np.ndarray, np.ndarray | None], float]] = {
+MEASURES: dict[str, Callable[[Any, np.ndarray, Any], float | np.ndarray]] = {
     # name -> f(sample, film (T, H, W, 3) in [0, 1], last frames of the clean estimates (S, H, W, 3) for "commitment");
     # all but the last need a puzzle, see `tasks.Sample`
     "score": lambda sample, film, ends: sample.score(film).total,
@@ -71,6 +71,8 @@ MEASURES: dict[str, Callable[[Any, np.ndarray, np.ndarray | None], float]] = {
     # mean absolute difference of the last frame from the true one, in [0, 1]
     "last_frame_error": lambda sample, film, ends: np.abs(film[-1] - sample.video[-1]).mean(),
 }
+
+OWN: Any = None  # a default that depends on other fields, which `Spec` puts in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +98,12 @@ class Spec:
     task: str | None = None
     seed: int | None = None
     sample: str | None = None
-    size: int | None = None
-    frames: int | None = None
+    size: int = OWN
+    frames: int = OWN
     noise_seed: int = 0
-    steps: int | None = None
+    steps: int = OWN
     condition: str = "plain"
-    measures: tuple[str, ...] | None = None
+    measures: tuple[str, ...] = OWN
     keep: str | None = None
 
     def __post_init__(self) -> None:
@@ -209,7 +211,7 @@ class Spec:
     @property
     def puzzle(self) -> tasks.Sample | vbvr.Puzzle:
         """The puzzle, or the benchmark's sample."""
-        if self.sample is not None:
+        if self.task is None or self.seed is None:
             return _sample(self.sample, self.size, self.frames)
         return tasks.sample(self.task, self.seed, pixels=self.size, frames=self.frames)
 
@@ -227,7 +229,7 @@ def identity(spec: Mapping[str, Any] | Spec) -> dict[str, Any]:
     """
     spec = Spec.of(spec)
     if spec.sample is None:
-        puzzle = spec.puzzle
+        puzzle = cast(tasks.Sample, spec.puzzle)
         content = hashlib.sha256(puzzle.prompt.encode() + puzzle.ids.tobytes()).hexdigest()[:16]
     else:
         content = _digest(_state(Path(spec.sample), SAMPLE_FILES))
@@ -335,7 +337,7 @@ def _lora_content(lora: Any) -> Any:
     return [_lora_content(one) for one in lora] if isinstance(lora, list) else lora
 
 
-def _sample(folder: str, pixels: int, frames: int | None) -> vbvr.Puzzle:
+def _sample(folder: str | None, pixels: int, frames: int | None) -> vbvr.Puzzle:
     """The puzzle at <root>/<split>/<task>/<00000>; its whole task is checked, once per process and state."""
     if not isinstance(folder, str) or len(Path(folder).parts) < 3:
         raise ValueError(f"sample must be a folder <split>/<task>/<00000> in the benchmark's layout, got {folder!r}")

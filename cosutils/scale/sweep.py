@@ -136,14 +136,14 @@ def answers(study: Study) -> dict[str, Path]:
     """
     finished = names(study.out / "runs")
     kept = [
-        (label, name, spec)
+        (label, name, Path(spec.sample).parts[-3:])
         for label, name, spec in zip(labels(study.specs), study.keys, study.specs, strict=True)
         if spec.sample is not None and spec.has_film
     ]
     shorts = _short({label for label, *_ in kept})
     folders = {label: study.place / "answers" / shorts[label] for label, *_ in kept}
-    for label, name, spec in kept:
-        answer = folders[label].joinpath(*Path(spec.sample).parts[-3:]).with_suffix(".mp4")
+    for label, name, puzzle in kept:
+        answer = folders[label].joinpath(*puzzle).with_suffix(".mp4")
         if name in finished and not answer.exists():
             write(answer, partial(_link, study.out / "runs" / f"{name}.mp4"))
     return folders

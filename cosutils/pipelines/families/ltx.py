@@ -20,7 +20,7 @@ class LTX(Family):
     """`Call.known` is the latent frame of the given image (B, C, 1, H, W)."""
 
     pipeline = LTXImageToVideoPipeline
-    parts = MappingProxyType(Family.parts | {"feed_forward": "ff"})
+    parts = MappingProxyType({**Family.parts, "feed_forward": "ff"})
     settings = ("guidance_scale", "guidance_rescale", "frame_rate")
 
     def scales(self, pipe: Any) -> tuple[int, int]:

@@ -22,7 +22,7 @@ class Wan(Family):
 
     pipeline = WanImageToVideoPipeline
     blocks = ("blocks",)
-    parts = MappingProxyType(Family.parts | {"feed_forward": "ffn"})
+    parts = MappingProxyType({**Family.parts, "feed_forward": "ffn"})
     settings = ("guidance_scale", "guidance_scale_2")
 
     def patch(self, pipe: Any) -> tuple[int, int, int]:
