@@ -22,7 +22,7 @@ reduction for `capture`: it is taken on the device, and what travels is thousand
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .._check import whole
 from ..hooks.capture import Capture, capture
-from ..hooks.reductions import Grid, Reduction, energy
+from ..hooks.reductions import Grid, energy
 
 __all__ = [
     "change", "channel_variance", "channels", "colours", "components", "explained", "heat", "largest",
@@ -66,7 +66,7 @@ def largest(variance: Tensor, count: int) -> Tensor:
     return variance.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
-def channels(which: int | Sequence[int]) -> Reduction:
+def channels(which: int | Sequence[int]) -> Callable[[Tensor, Grid], Tensor]:
     """Maps of single channels: states (B, N, D) to float32 (B, K, f, h, w).
 
     which: channel numbers, or how many of `largest` variance, found anew in every state; `largest` of the captured
@@ -87,7 +87,7 @@ def channels(which: int | Sequence[int]) -> Reduction:
     return reduce
 
 
-def components(count: int = 3) -> Reduction:
+def components(count: int = 3) -> Callable[[Tensor, Grid], Tensor]:
     """Principal components of tokens: states (B, N, D) to their scores, float32 (B, count, f, h, w), largest first.
 
     Fitted to the N tokens of this one state and video, all frames together (as the authors do): comparable between
@@ -124,7 +124,11 @@ def views(
     steps, layers, branch: as `capture` takes them (None is all). count: of the `channels` of largest variance, at most
     D. Shapes of the values as their functions say; the three `components` make the colours of a PCA map.
     """
-    reductions: dict[str, Reduction] = {"energy": energy, "change": change, "variance": channel_variance}
+    reductions: dict[str, Callable[[Tensor, Grid], Tensor]] = {
+        "energy": energy,
+        "change": change,
+        "variance": channel_variance,
+    }
     reductions |= {"channels": channels(count), "components": components(3)}
     steps, layers = (list(one) if isinstance(one, Iterable) else one for one in (steps, layers))
     with ExitStack() as stack:
