@@ -348,7 +348,7 @@ def test_a_bad_sample_spec_ends_in_one_sentence(change, words, sample):
 def test_what_cannot_be_kept_is_refused_before_the_model_is_loaded(keep, tmp_path, monkeypatch):
     monkeypatch.setattr(spec_module, "load", lambda *names, **options: pytest.fail("the model was loaded"))
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=re.escape(f"cannot write to {tmp_path / 'file' / 'out' / 'runs'}")):
+    with pytest.raises(OSError, match=re.escape(f"cannot write into the folder {tmp_path / 'file' / 'out' / 'runs'}")):
         run_one(PUZZLE | {"keep": keep}, tmp_path / "file" / "out")
     if keep == "video":
         monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "none"))

@@ -358,8 +358,11 @@ def test_killed_at_random_moments_nothing_is_lost(tmp_path, undisturbed):
     for turn in range(8):
         if len(list(study.out.glob("runs/[!.]*.json"))) > len(study.specs) / 2:
             shutil.rmtree(study.out)
+        start, end = time.time(), time.time() + 60
         driver = in_a_child(alone if turn % 4 == 3 else lambda: sweep(study, workers=2))
-        time.sleep(rng.uniform(0.1, 0.8))
+        while not any(facts["since"] > start for facts in running(study.out).values()) and time.time() < end:
+            time.sleep(0.01)  # a client killed while it asks for a worker would take the shared fork server with it
+        time.sleep(rng.uniform(0, 0.6))
         if turn % 4 < 2:
             for facts in list(running(study.out).values())[turn % 4 :]:
                 with contextlib.suppress(ProcessLookupError):  # its run has ended since

@@ -24,7 +24,6 @@ import json
 import math
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +43,7 @@ from safetensors.torch import save_file
 
 from .. import vbvr
 from .._check import whole
-from .._files import sha256, write, write_json
+from .._files import sha256, writable_folder, write, write_json
 from ..films import write_film
 from ..hooks.inject import Edit
 from ..metrics import commitment_step
@@ -290,12 +289,7 @@ def run_one(spec: Mapping[str, Any] | Spec, out: str | Path) -> Path:
 def check_place(out: Path, with_films: bool) -> None:
     """OSError unless results can be written below `out`; RuntimeError where films are to be kept without an ffmpeg."""
     for folder in ("runs", "timings", "failed", "running"):
-        try:
-            (out / folder).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=out / folder):
-                pass
-        except OSError as error:
-            raise OSError(f"cannot write to {out / folder}: {error.strerror}") from error
+        writable_folder(out / folder)
     if with_films:
         try:
             subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-version"], capture_output=True, check=True)
