@@ -291,9 +291,10 @@ def score(
     on where it was, and references are scored once. name: of a model or condition. kit: default `find_kit()`. Costs
     about 3 CPU seconds per 1024 x 1024 video and role [measured on 13]; noise keeps some scorers busy for a minute and
     more.
-    Raises FileNotFoundError for a missing answer; OSError where `work` cannot be written; ValueError for an answer or a truth that is damaged, or that the
-    kit's OpenCV cannot read or would crop, and for puzzles that this kit does not score; RuntimeError where the kit
-    fails as a whole, passes over a sample, reports anything but `task_specific`, or gives the truth nothing.
+    Raises FileNotFoundError for a missing answer; OSError where `work` cannot be written; ValueError for an answer or
+    a truth that is damaged, or that the kit's OpenCV cannot read or would crop, and for puzzles that this kit does not
+    score; RuntimeError where the kit fails as a whole, passes over a sample, reports anything but `task_specific`, or
+    gives the truth nothing.
     """
     if not puzzles:
         raise ValueError("no puzzles to score")

@@ -84,7 +84,7 @@ def channels(which: int | Sequence[int]) -> Reduction:
         picked = states.gather(2, chosen[:, None].expand(-1, states.shape[1], -1))
         return _on_grid(picked.float(), grid)
 
-    return reduce
+    return Reduction(reduce, "channels")
 
 
 def components(count: int = 3) -> Reduction:
@@ -108,7 +108,7 @@ def components(count: int = 3) -> Reduction:
         axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
         return _on_grid(centred @ axes, grid)
 
-    return reduce
+    return Reduction(reduce, "components")
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def views(
     steps, layers, branch: as `capture` takes them (None is all). count: of the `channels` of largest variance, at most
     D. Shapes of the values as their functions say; the three `components` make the colours of a PCA map.
     """
-    reductions: dict[str, Reduction] = {"energy": energy, "change": change, "variance": channel_variance}
+    reductions = {"energy": energy, "change": Reduction.of(change), "variance": Reduction.of(channel_variance)}
     reductions |= {"channels": channels(count), "components": components(3)}
     steps, layers = (list(one) if isinstance(one, Iterable) else one for one in (steps, layers))
     with ExitStack() as stack:
