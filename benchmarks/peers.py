@@ -35,7 +35,7 @@ from torch import Tensor, nn
 import cosutils as cos
 from benchmarks.run import build, call, seconds
 from cosutils.metrics import bootstrap_interval
-from cosutils.report.results import record_numbers
+from cosutils.report.results import interval_text, record_numbers
 
 TASKS = ("capture", "edit")
 BAR = 1.02
@@ -185,7 +185,7 @@ def main() -> int:
     for name in runs[0]:
         value, low, high = bootstrap_interval([run[name] for run in runs], np.median)
         numbers[name] = {"value": value, "low": low, "high": high, "n": len(runs)}
-        print(f"{name:18s} {value:.4f} [{low:.4f}, {high:.4f}]")
+        print(f"{name:18s} {interval_text(numbers[name], 4)}")
     if not find_spec("nnsight"):
         print("nnsight is not installed and left out: pip install nnsight")
     missed = 0

@@ -577,7 +577,8 @@ CHANGES = {
         "test_spec.py::test_a_measure_against_the_true_last_frame",
     ),
     "a scorer that failed let pass": Change(
-        "vbvr/official.py", 'if sample["error"] is not None:\n        return', 'if sample["error"] == 0:\n        return',
+        "vbvr/official.py", 'if sample["error"] is not None:\n        return',
+        'if sample["error"] == 0:\n        return',
         "test_official.py::test_a_failed_sample_is_named_and_counted_both_ways",
     ),
     "a failed sample in one of the two means alone": Change(
@@ -598,7 +599,8 @@ CHANGES = {
         "test_official.py::test_what_the_kit_lets_pass_is_an_error[mix-does not know that evaluator]",
     ),
     "floors of another scorer": Change(
-        "vbvr/official.py", '{kit.bench.name} {kit.digest} {kit.opencv} {puzzle', '{kit.bench.name} {kit.opencv} {puzzle',
+        "vbvr/official.py", '{kit.bench.name} {kit.digest} {kit.opencv} {puzzle',
+        '{kit.bench.name} {kit.opencv} {puzzle',
         "test_official.py::test_every_score_is_kept_until_something_that_decides_it_changes",
     ),
     "the answer for a floor": Change(
