@@ -51,6 +51,14 @@ def test_the_full_run_decides_and_the_default_run_where_there_is_none(folders):
     assert [f.ours for f in found] == [False, False, True, False]
 
 
+def test_records_of_another_model_are_left_out(folders):
+    found = evidence.gather(*folders, model="cos-mini")  # the small run says that it is of the model "none"
+    assert [(f.key, f.task, f.run) for f in found] == [
+        ("noise.step", "maze", "full"), ("noise.again", "", ""), ("layers.order", "", ""),
+    ]  # fmt: skip
+    assert found[0].rows["damage"][1] is None
+
+
 def test_a_full_run_alone_leaves_the_rest_not_measured(folders):
     found = evidence.gather(folders[0], claims=folders[2])
     assert [(f.task, f.verdict, f.run) for f in found] == [

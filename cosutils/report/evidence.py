@@ -69,9 +69,11 @@ def gather(
     full: str | os.PathLike[str],
     default: str | os.PathLike[str] | None = None,
     claims: str | os.PathLike[str] = CLAIMS,
+    model: str | None = None,
 ) -> list[Finding]:
     """Judge every claim on every task: by the record in folder `full` where it has the task, else by that in `default`.
 
+    model: records that say they are of another one are left out; None takes all.
     Claims come in the order of the claims' file, tasks in the order in which they are listed in `tasks.NAMES`. A claim
     that neither folder has a number for is one finding with the verdict "not measured" and the task "".
     """
@@ -79,7 +81,8 @@ def gather(
     judged: dict[tuple[str, str], dict[str, Any]] = {}
     for section in dict.fromkeys(key.partition(".")[0] for key in listed):
         for run, folder in (("full", full), ("default", default)):
-            if folder is not None and (path := _record(folder, section)) is not None:
+            path = None if folder is None else _record(folder, section)
+            if path is not None and model in (None, read_json(path)["provenance"].get("model", model)):
                 for one in judge(path.stem, read_numbers(path), claims):
                     if one.task:
                         judged.setdefault((one.key, one.task), {})[run] = one
@@ -178,16 +181,15 @@ def verdict_map(findings: Sequence[Finding]) -> Figure:
 def origin(folders: Mapping[str, str | os.PathLike[str]], model: str) -> list[list[str]]:
     """Where the numbers come from: for each record of `folders` (name of the run -> folder) one row of texts.
 
-    Columns: section, run, weights ("shipped" where the digest is that of `model` as it lies here now), what else the
-    record says of its run, versions.
+    Columns: section, run, weights ("shipped" where the digest is that of the record's model, or of `model` where it
+    names none, as it lies here now), what else the record says of its run, versions.
     """
-    here = weights_digest(model)
     rows = []
     for run, folder in folders.items():
         for path in sorted(pathlib.Path(folder).glob("[0-9][0-9]_*.json")):
             facts = dict(read_json(path)["provenance"])
             versions = " ".join(f"{name} {number}" for name, number in facts.pop("versions", {}).items())
-            weights = facts.pop("weights", None)
+            weights, here = facts.pop("weights", None), weights_digest(facts.get("model", model))
             state = "not recorded" if weights is None else "shipped" if weights == here else "other weights"
             said = ", ".join(f"{name} {_short(value)}" for name, value in facts.items())
             rows.append([path.stem, run, f"{weights or '–'} ({state})", said, versions])
