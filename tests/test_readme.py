@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from cosutils.report.results import interval_text, read_numbers
 from cosutils.training.evaluate import side_by_side, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,14 @@ def test_the_depth_table_is_that_of_the_stored_scores():
     models = {"ten blocks": "cos-mini", "three blocks": "cos-mini-shallow", "two blocks": "cos-mini-two"}
     rates = {depth: (scores(name)["numbers"], (1, 20)) for depth, name in models.items()}
     assert side_by_side(rates) in shown("depth")
+
+
+def test_the_deciding_table_is_that_of_the_stored_run():
+    stored = read_numbers(ROOT / "data" / "results" / "shallow" / "05_self_correction.json")
+    for row in shown("deciding").splitlines()[2:]:
+        task, *cells = (cell.strip() for cell in row.strip("| ").split("|"))
+        measures = ("corrected", "spoiled", "net", "solved_net")
+        assert cells == [interval_text(stored[f"{task}/{measure}"]) for measure in measures]
 
 
 def test_every_file_the_readme_points_at_exists():
