@@ -1,0 +1,59 @@
+"""Train the runs of a plan one after the other, each once; to be stopped and started again at any time.
+
+    python -m cosutils.serial.plan --runs runs/serial
+
+The plan, `data/serial/plan.yaml`, is a list of what differs from the defaults of `Arguments`, most informative first. It is read
+again after each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import yaml
+
+from .train import Arguments, train
+
+__all__ = ["name_of", "planned", "work"]
+
+PLAN = Path("data/serial/plan.yaml")
+
+
+def name_of(args: Arguments) -> str:
+    """The folder of a run, such as ladder-trail-1-memory-x1-s0."""
+    depth = f"{args.layers}{'loops' if args.loops else ''}"
+    return f"{args.task}-{args.film}-{depth}-{args.variant}-x{args.scale:g}-s{args.seed}"
+
+
+def planned(path: Path = PLAN) -> list[Arguments]:
+    """The runs of a plan, in order; `seed` may be a list. TypeError or ValueError for one that cannot be."""
+    runs = []
+    for row in yaml.safe_load(path.read_text(encoding="utf-8")):
+        seeds = row.get("seed", 0)
+        for seed in seeds if isinstance(seeds, list) else [seeds]:
+            runs.append(Arguments(**row | {"seed": seed}))
+            runs[-1].check()
+    return runs
+
+
+def work(runs: Path, path: Path) -> None:
+    """Go on until nothing of the plan is left to train."""
+    while todo := [a for a in planned(path) if not (runs / name_of(a) / "weights.safetensors").is_file()]:
+        print(f"{len(todo)} to train, now {name_of(todo[0])}: {asdict(todo[0])}", flush=True)
+        train(runs / name_of(todo[0]), todo[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--plan", type=Path, default=PLAN)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    work(args.runs, args.plan)
+
+
+if __name__ == "__main__":
+    main()
