@@ -1,5 +1,6 @@
 """The serial testbed: exact puzzles, models in the stock pipeline, resumable training, readings that can fail."""
 
+import hashlib
 import json
 from dataclasses import asdict, replace
 
@@ -10,7 +11,7 @@ from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 from PIL import Image
 
 from cosutils.mini.codec import PatchCodec
-from cosutils.serial import model, puzzles, sampling, train
+from cosutils.serial import causes, evaluate, model, plan, puzzles, sampling, train
 
 TASKS = list(puzzles.TASKS)
 
@@ -21,9 +22,9 @@ def tile(board, number):
 
 def walked(board):
     """Ladder lottery, from the picture alone: go down, and along every rung that is met. Returns the cells and the end."""
-    (_, column), = tile(board, puzzles.START)
+    (top, column), = tile(board, puzzles.START)
     cells = []
-    for row in range(1, 9):
+    for row in range(top + 1, 9):
         for step in (1, -1):
             beside = column + step
             if 0 <= beside < 9 and board[row, beside] == puzzles.RUNG:
@@ -56,13 +57,14 @@ def test_the_answer_is_that_of_an_independent_solver(task):
                 cells, column = walked(board)
                 assert answer == (9, column) and sorted(cells) == end
                 assert [cell for cell in sorted(cells) if cell[0] <= 4] == middle
-                assert len(tile(board, puzzles.RUNG)) == length
+                assert sum(puzzles.RUNG in row for row in board[tile(board, puzzles.START)[0][0] + 1 :]) == length
             elif task == "arrows":
                 cells, row = hopped(board)
                 assert answer == (row, row) and len(cells) == length and sorted(cells) == end
                 assert sorted(cells[: (length + 1) // 2 if length > 1 else 0]) == middle
             elif task == "ladder_most":
-                counts = [sum(column == c for _, column in tile(board, puzzles.RUNG)) for c in (1, 3, 5, 7)]
+                below = board[tile(board, puzzles.START)[0][0] + 1 :]
+                counts = [(below[:, c] == puzzles.RUNG).sum() for c in (1, 3, 5, 7)]
                 assert answer == (9, 1 + 2 * int(np.argmax(counts))) and sorted(counts)[-2] < max(counts)
                 assert sum(counts) == length
             else:
@@ -77,8 +79,8 @@ def test_no_puzzle_of_one_split_occurs_in_another():
     boards = {split: {board.tobytes() for board in found.first} for split, found in taken.items()}
     assert len(boards["validation"]) == len(taken["validation"]) and len(boards["report"]) == len(taken["report"])
     assert not boards["validation"] & boards["report"] and not boards["train"] & (boards["validation"] | boards["report"])
-    small, _ = puzzles.take("ladder", "report", 2, 10_000)
-    assert len(small) < puzzles.distinct("ladder", 2) / 4  # the split is exhausted, not repeated
+    small, _ = puzzles.take("arrows_most", "report", 3, 3)
+    assert len(small) == 3 and puzzles.distinct("ladder", 8) == 5 * 4**8
 
 
 def test_a_puzzle_is_a_function_of_its_seed_and_take_goes_on_where_it_stopped():
@@ -92,7 +94,7 @@ def test_a_puzzle_is_a_function_of_its_seed_and_take_goes_on_where_it_stopped():
 def test_bad_input_is_refused_by_name():
     with pytest.raises(ValueError, match="unknown task 'sudoku'"):
         puzzles.take("sudoku", "train", 3, 1)
-    with pytest.raises(ValueError, match="lengths 2 to 8, got 9"):
+    with pytest.raises(ValueError, match="lengths 1 to 8, got 9"):
         puzzles.take("ladder", "train", 9, 1)
     with pytest.raises(ValueError, match="unknown split 'test'"):
         puzzles.take("ladder", "test", 3, 1)
@@ -257,3 +259,92 @@ def test_training_resumes_bit_by_bit_and_refuses_other_arguments(tmp_path, monke
     whole, parts = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
     assert json.loads((tmp_path / "parts" / "arguments.json").read_text()) == asdict(args)
+
+
+class Echo:
+    """A denoiser of known mechanism: its estimate is the state itself."""
+
+    def __call__(self, entry, timestep, words, return_dict):
+        return (torch.zeros_like(entry[:, :3]),)
+
+
+def test_exchanged_states_move_an_echo_and_not_a_denoiser_that_knows(codec, ladder):
+    embeds = model.embed()
+    for row in causes.dependence(Knows(codec, ladder.film("answer")), codec, ladder, "answer", embeds, 3):
+        assert all(row[name]["flips"] == 0 and row[name]["right"] == 1 for name in causes.STATES)
+    rows = causes.dependence(Echo(), codec, ladder, "answer", embeds, 8)
+    assert rows[-1]["truth"]["right"] == 1 and min(row["noise"]["moved"] for row in rows) > 0.1
+
+
+def test_what_a_memory_holds_is_exchanged_too(codec, ladder):
+    rows = causes.dependence(build("memory").eval(), codec, ladder, "trail", model.embed(), 3)
+    assert {"memory", "none"} <= rows[0].keys() and rows[0]["none"]["moved"] > 0
+
+
+def test_an_injected_mistake_stays_with_an_echo_and_is_mended_by_one_that_knows(codec, ladder):
+    films, wrong = causes.mistaken(ladder, "trail")
+    assert (wrong != ladder.answer).all() and (films[:, 0] == ladder.first).all() and (films != ladder.film("trail")).any()
+    knows = causes.recovery(Knows(codec, ladder.film("trail")), codec, ladder, "trail", model.embed(), 4)
+    assert all(row["right"] == 1 and row["kept"] == 0 for row in knows) and len(knows) == 3
+    echo = causes.recovery(Echo(), codec, ladder, "trail", model.embed(), 64)
+    assert echo[-1]["kept"] == 1 and echo[-1]["right"] == 0
+
+
+def test_an_injection_reaches_the_memory(codec, ladder):
+    net = build("memory").eval()
+    net.remember(model.encode(codec, ladder.film("trail")), 0.9)
+    assert float(net._recall(torch.zeros(4, 3, 3, 10, 10), torch.full((4,), 800.0)).abs().max()) > 0
+    assert float(net._recall(torch.zeros(4, 3, 3, 10, 10), torch.full((4,), 900.0)).abs().max()) == 0
+
+
+def test_the_verifier_tells_fixed_points_from_guesses(codec):
+    ladder = puzzles.take("ladder", "validation", 5, 6)[0]
+    guess = np.where(np.arange(6) < 3, ladder.answer, (ladder.answer + 1) % 5)
+    other = np.where(np.arange(6) < 3, ladder.answer, (ladder.answer + 2) % 5)
+    first, second = (model.encode(codec, ladder.film("answer", a)) for a in (guess, other))
+
+    class Guesses:
+        calls = 0
+
+        def __call__(self, entry, timestep, words, return_dict):
+            self.calls += 1
+            x0 = second if self.calls % 2 else first
+            return ((entry[:, :3] - x0) / (timestep / 1000).view(-1, 1, 1, 1, 1),)
+
+    found = causes.verifier(Guesses(), codec, ladder, "answer", model.embed(), 2)
+    assert found["right"] == 0.5 and found["auroc"] == 1 and found["returns_right"] == 1 and found["returns_wrong"] < 1
+
+
+def test_reach_and_index_are_exact_on_known_curves():
+    lengths, null = range(1, 9), 0.2
+    sharp = [1.0] * 4 + [0.2] * 4
+    assert evaluate.d50(lengths, sharp, null) == pytest.approx(4.5) and evaluate.horizon(sharp, null) == pytest.approx(4)
+    assert evaluate.d50(lengths, [1.0] * 8, null) == 8 and evaluate.d50(lengths, [0.2] * 8, null) == 1
+    reach = {1: 2.0, 2: 4.0, 4: 6.0}
+    assert evaluate.cos_index(reach, reach) == pytest.approx(1)
+    assert evaluate.cos_index(reach, {1: 2.0, 4: 2.0}) == pytest.approx(0)
+    assert "low" not in evaluate.interval([1.0]) and evaluate.interval([1.0, 3.0])["value"] == 2
+
+
+def test_a_run_is_measured_and_the_record_names_its_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CHUNK", 32)
+    monkeypatch.setattr(train, "validate", lambda *_: {})
+    monkeypatch.setattr(evaluate, "curves", lambda *given: evaluate_curves(*given, steps=(1, 2)))
+    path = tmp_path / "plan.yaml"
+    path.write_text("- {task: arrows_most, film: answer, variant: levels, samples: 32, batch: 16, seed: [0, 3]}\n")
+    runs = plan.planned(path)
+    plan.work(tmp_path / "runs", path)
+    names = [plan.name_of(args) for args in runs]
+    assert names[1] == "arrows_most-answer-1-levels-x1-s3" and len(runs) == 2
+    evaluate.record(tmp_path / "runs" / names[0], tmp_path, "validation", 4)
+    found = json.loads((tmp_path / "validation" / f"{names[0]}.json").read_text())
+    weights = (tmp_path / "runs" / names[0] / "weights.safetensors").read_bytes()
+    assert found["weights"] == hashlib.sha256(weights).hexdigest() and found["chance"] == 0.25
+    assert {row["sampler"] for row in found["curves"]} == {"uniform", "staircase", "parallel"}
+    for row in found["curves"]:
+        assert row["n"] == 4 and row["decision"]["low"] <= row["decision"]["value"] <= row["decision"]["high"]
+        if row["sampler"] == "uniform":
+            assert row["first"] + row["corrected"] - row["spoiled"] == pytest.approx(row["decision"]["value"], abs=1e-3)
+
+
+evaluate_curves = evaluate.curves

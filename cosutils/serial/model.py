@@ -77,6 +77,10 @@ class RememberingWan(WanTransformer3DModel):
         """Drop the memory."""
         self._memory: dict[str | None, tuple[Tensor, Tensor]] = {}
 
+    def remember(self, estimate: Tensor, sigma: float) -> None:
+        """Put an estimate (B, out_channels, F, H, W) in the place of the one made at noise level `sigma`."""
+        self._memory[self._branch] = (estimate, estimate.new_full((len(estimate),), sigma * 1000))
+
     @contextmanager
     def cache_context(self, name: str, **kwargs):
         """Diffusers' name for the branch of guidance that is computed, "cond" or "uncond"."""

@@ -3,14 +3,16 @@
 A puzzle is a pure function of (task, length, seed), made for many seeds at once. The *hash* of the puzzle decides which
 split it belongs to, so that no puzzle of one split occurs in another; the seed ranges are disjoint as well.
 
-    ladder       ladder lottery: five lines, `length` rows with one rung each; where does the marked line end?
-    ladder_most  control, the same boards: which of the four gaps holds most rungs? (`length` look-ups, no order)
+    ladder       ladder lottery: five lines, a rung in each of eight rows; where does the way end that begins at the mark,
+                 `length` rungs above the end?
+    ladder_most  control, the same boards: which of the four gaps holds most of the `length` rungs below the mark? (as
+                 many look-ups, in any order)
     arrows       row i points to one other row; where do `length` hops from the marked row end, at which of 4 ends?
     arrows_most  control: which of the four ends do most of `length` rows point at?
 
-Every task has two films of three latent frames, the puzzle, the middle and the end. In "trail" the middle shows the first
-half of the way and the end all of it, so that the frames could be the chain; in "answer" nothing but the answer
-cell of the end changes, so that only the steps can.
+Every task has two films of three latent frames, the puzzle, the middle and the end. In "trail" the middle shows the way in
+the upper half of the ladder (the first half of the hops) and the end all of it, so that the frames could be the chain;
+in "answer" nothing but the answer cell of the end changes, so that only the steps can.
 """
 
 from __future__ import annotations
@@ -97,39 +99,35 @@ def _packed(digits: np.ndarray, base: int) -> np.ndarray:
 
 
 def _ladder(seeds: np.ndarray, length: int, most: bool) -> tuple[Puzzles, np.ndarray]:
-    n, every = len(seeds), np.arange(len(seeds))
-    active = _random(seeds, ROWS, 1).argsort(1).argsort(1) < length
-    gap = (_random(seeds, ROWS, 2) * (LINES - 1)).astype(int)
-    start = (_random(seeds, 1, 3)[:, 0] * LINES).astype(int)
+    n, every, above = len(seeds), np.arange(len(seeds)), ROWS - length
+    gap = (_random(seeds, ROWS, 1) * (LINES - 1)).astype(int)
+    start = (_random(seeds, 1, 2)[:, 0] * LINES).astype(int)
     first = np.zeros((n, CELLS, CELLS), np.uint8)
     first[:, : ROWS + 1, 0 : 2 * LINES : 2] = LINE
-    way = np.zeros((n, 2, CELLS, CELLS), bool)
     for row in range(ROWS):
-        first[every, row + 1, 2 * gap[:, row] + 1] = np.where(active[:, row], RUNG, FLOOR)
-    key = _packed(np.where(active, gap + 1, 0), LINES)
+        first[every, row + 1, 2 * gap[:, row] + 1] = RUNG
+    first[every, above, 2 * start] = START
+    way = np.zeros((n, 2, CELLS, CELLS), bool)
+    valid, position = np.ones(n, bool), start.copy()
     if most:
-        counts = np.stack([(active & (gap == g)).sum(1) for g in range(LINES - 1)], 1)
-        answer = counts.argmax(1)
+        counts = np.stack([(gap[:, above:] == g).sum(1) for g in range(LINES - 1)], 1)
+        answer, columns = counts.argmax(1), 2 * np.arange(LINES - 1) + 1
         valid = (counts == counts.max(1, keepdims=True)).sum(1) == 1
-        for row in range(ROWS):
-            found = active[:, row] & (gap[:, row] == answer)
-            for half in range(row // (ROWS // 2), 2):
-                way[every, half, row + 1, 2 * answer + 1] = found
-        columns = 2 * np.arange(LINES - 1) + 1
-    else:
-        first[every, 0, 2 * start] = START
-        key = key * np.uint64(LINES) + start.astype(np.uint64)
-        position, valid = start.copy(), np.ones(n, bool)
-        for row in range(ROWS):
-            right = active[:, row] & (gap[:, row] == position)
-            left = active[:, row] & (gap[:, row] == position - 1)
+    for row in range(above, ROWS):
+        if most:
+            cells, shown = [2 * answer + 1], [gap[:, row] == answer]
+        else:
+            right, left = gap[:, row] == position, gap[:, row] == position - 1
             position = position + right - left
-            for half in range(row // (ROWS // 2), 2):
-                way[every, half, row + 1, 2 * position] = True
-                way[every, half, row + 1, 2 * gap[:, row] + 1] |= right | left
+            cells, shown = [2 * position, 2 * gap[:, row] + 1], [np.ones(n, bool), right | left]
+        for half in range(row // (ROWS // 2), 2):
+            for column, there in zip(cells, shown):
+                way[every, half, row + 1, column] = there
+    if not most:
         answer, columns = position, 2 * np.arange(LINES)
     options = np.stack([np.full(len(columns), CELLS - 1), columns], 1)
     options = np.broadcast_to(options, (n, *options.shape))
+    key = _packed(np.concatenate([gap, start[:, None]], 1), LINES)
     return Puzzles(key, seeds, np.full(n, length), first, way, options, answer), valid
 
 
@@ -178,7 +176,7 @@ def _arrows(seeds: np.ndarray, length: int, most: bool) -> tuple[Puzzles, np.nda
 
 
 TASKS = {
-    "ladder": (_ladder, False, range(2, ROWS + 1)),
+    "ladder": (_ladder, False, range(1, ROWS + 1)),
     "ladder_most": (_ladder, True, range(3, ROWS + 1)),
     "arrows": (_arrows, False, range(1, CELLS - ENDS + 1)),
     "arrows_most": (_arrows, True, range(3, CELLS - ENDS + 1)),
@@ -238,9 +236,8 @@ def take(task: str, split: str, length: int, count: int, skip: int = 0) -> tuple
     return Puzzles(*(np.concatenate([getattr(p, name) for p in parts]) for name in vars(parts[0]))), used
 
 
-def distinct(task: str, length: int) -> int | None:
-    """Number of distinct puzzles of the ladder tasks (None where it is only estimated): choices of rows, rungs and start."""
-    from math import comb
-
-    rungs = comb(ROWS, length) * (LINES - 1) ** length
-    return {"ladder": rungs * LINES}.get(task)
+def distinct(task: str, length: int) -> int:
+    """Number of distinct ways of a ladder task: puzzles that differ only in rungs above the mark are the same way."""
+    if not task.startswith("ladder"):
+        raise ValueError(f"only the ways of the ladder tasks are counted, got {task!r}")
+    return LINES * (LINES - 1) ** length

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..schedule import flow_sigmas
+from ..schedule import flow_sigmas, shifted
 from . import puzzles as world
 from .model import SHIFT, RememberingWan, _cells, condition, encode
 
-__all__ = ["Reading", "noise_for", "read", "shares", "steps_of"]
+__all__ = ["Reading", "nearest", "noise_for", "parallel", "read", "shares", "staircase", "steps_of"]
 
 
 def noise_for(puzzles: world.Puzzles, seed: int = 0) -> Tensor:
@@ -95,3 +95,39 @@ def read(transformer, codec, puzzles: world.Puzzles, film: str, embeds: Tensor, 
         parts.append(Reading(leader, leader == part.answer, np.stack(alive), same.all((1, 2, 3)),
                              (same & moved).sum((1, 2, 3)) / moved.sum((1, 2, 3))))  # fmt: skip
     return Reading(*(np.concatenate([getattr(p, name) for p in parts], -1) for name in vars(parts[0])))
+
+
+@torch.no_grad()
+def staircase(transformer, noise: Tensor, given: Tensor, embeds: Tensor, steps: int, edit=None,
+              lag: float = 1.0) -> Iterator[tuple[float, Tensor, Tensor]]:  # fmt: skip
+    """As `steps_of`, with a noise level for each row: the first row is clean after 1 / (1 + lag) of the steps, the last at
+    the end. The Wan classes take a timestep for each token (B, N); the stock pipeline passes one for all."""
+    late = torch.arange(world.CELLS) / (world.CELLS - 1)
+    time = torch.linspace(0, 1, steps + 1)[:, None]
+    sigmas = shifted((1 + lag * late - (1 + lag) * time).clamp(0, 1), SHIFT)  # (steps + 1, rows)
+    x, x0 = noise, None
+    for step in range(steps):
+        s, s_next = (row.view(1, 1, 1, -1, 1) for row in sigmas[step : step + 2])
+        if edit is not None:
+            x = edit(step, s, x, x0)
+        level = (sigmas[step] * 1000).repeat(3).expand(len(x), -1)
+        v = transformer(torch.cat([x, given], 1), level, embeds.expand(len(x), -1, -1), return_dict=False)[0].float()
+        x0 = x - s * v
+        yield float(sigmas[step].mean()), x, x0
+        x = x + (s_next - s) * v
+
+
+@torch.no_grad()
+def parallel(transformer, codec, puzzles: world.Puzzles, film: str, embeds: Tensor, passes: int, batch: int = 512) -> np.ndarray:
+    """Is the leader right in the mean of `passes` first estimates from different noise? (n,): the compute of a chain of
+    as many steps, without a chain."""
+    right = []
+    for start in range(0, len(puzzles), batch):
+        part = puzzles[start : start + batch]
+        given = condition(codec, encode(codec, part.film(film)))
+        share = 0
+        for seed in range(passes):
+            *_, (_, _, x0) = steps_of(transformer, noise_for(part, seed), given, embeds, 1)
+            share = share + shares(codec, part, x0)
+        right.append(share.argmax(1).numpy() == part.answer)
+    return np.concatenate(right)
