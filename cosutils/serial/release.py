@@ -1,0 +1,52 @@
+"""Ship finished runs: float16 weights, arguments and learning curve, with checksums.
+
+    python -m cosutils.serial.release --runs runs/serial --out data/serial
+    python -m cosutils.serial.evaluate --runs data/serial/models --out data/serial
+
+What is measured is what ships: `evaluate` on the shipped folders gives the records beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+__all__ = ["release"]
+
+
+def release(run: Path, folder: Path) -> None:
+    """Write `folder` from a finished run; it appears when it is complete. FileNotFoundError for an unfinished one."""
+    if not (run / "weights.safetensors").is_file():
+        raise FileNotFoundError(f"{run} holds no weights.safetensors: let `python -m cosutils.serial.train` finish it")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    weights = load_file(run / "weights.safetensors")
+    save_file({name: value.half().contiguous() for name, value in weights.items()}, part / "weights.safetensors")
+    for name in ("arguments.json", "log.jsonl"):
+        shutil.copyfile(run / name, part / name)
+    (part / "weights.safetensors").chmod(0o644)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("data/serial"))
+    args = parser.parse_args()
+    for weights in sorted(args.runs.glob("*/weights.safetensors")):
+        if not (args.out / "models" / weights.parent.name).is_dir():
+            release(weights.parent, args.out / "models" / weights.parent.name)
+    files = sorted((args.out / "models").glob("*/*.safetensors"))
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(args.out).as_posix()}\n" for path in files]
+    (args.out / "SHA256SUMS").write_text("".join(sums))
+
+
+if __name__ == "__main__":
+    main()
