@@ -1,7 +1,8 @@
 """The testbed's models: diffusers' Wan classes at the size of a row, in the stock image-to-video pipeline.
 
 A token is one row of the board in one latent frame (patch 1 x 1 x 10), a film has 3 x 10 tokens. The codec is
-`PatchCodec` with three components, the mean colour of a cell, which is exact because every cell is of one colour.
+`PatchCodec` with two components, the hue of a cell, which is exact because every cell is of one colour and all colours
+lie in one plane.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from . import puzzles as world
 __all__ = ["SHIFT", "LoopedWan", "RememberingWan", "build_codec", "build_pipeline", "build_transformer", "condition", "embed", "encode", "hasten", "load_pipeline"]
 
 SHIFT = 3.0  # of the noise levels, in training and sampling
-CHANNELS = 3
+CHANNELS = 2
 
 
 class _Repeated(nn.ModuleList):
@@ -130,26 +131,27 @@ def hasten(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
 
 
 def build_codec(scale: float, films: np.ndarray) -> PatchCodec:
-    """The mean colour of each cell, centred on `films` (n, 3, 10, 10) and with root mean square `scale` over them."""
-    colours = torch.from_numpy(world.COLOURS)[torch.from_numpy(films).long()].flatten(0, -2) * 2 - 1
-    mean = colours.mean(0)
+    """The hue of each cell, centred on `films` (n, 3, 10, 10) and with root mean square `scale` over them."""
+    colours = torch.from_numpy(world.COLOURS) * 2 - 1
+    mean = colours[torch.from_numpy(films).long()].flatten(0, -2).mean(0)
+    plane = torch.linalg.svd(colours, full_matrices=False)[2][:CHANNELS]
     pixels = 4 * 8 * 8  # of a patch
-    rms = float((pixels * (colours - mean).square()).mean().sqrt())
-    codec = PatchCodec(CHANNELS, latents_mean=[0.0] * CHANNELS, latents_std=[rms / scale] * CHANNELS)
-    codec.basis.data = torch.eye(CHANNELS).repeat(1, pixels) / pixels**0.5
+    codec = PatchCodec(CHANNELS)
+    codec.basis.data = plane.repeat(1, pixels) / pixels**0.5
     codec.mean.data = mean.repeat(pixels)
+    rms = float(encode(codec, films).square().mean().sqrt())
+    codec.register_to_config(latents_std=[rms / scale] * CHANNELS)
     return codec.eval()
 
 
 def _cells(codec: PatchCodec) -> Tensor:
-    """Normalised latents of every tile, (6, 3)."""
-    pixels = codec.mean.numel() // CHANNELS
-    colours = torch.from_numpy(world.COLOURS) * 2 - 1 - codec.mean[:CHANNELS]
-    return colours * pixels**0.5 / torch.tensor(codec.config.latents_std)
+    """Normalised latents of every tile, (6, 2)."""
+    patches = (torch.from_numpy(world.COLOURS) * 2 - 1).repeat(1, codec.mean.numel() // 3)
+    return (patches - codec.mean) @ codec.basis.T / torch.tensor(codec.config.latents_std)
 
 
 def encode(codec: PatchCodec, films: np.ndarray) -> Tensor:
-    """Normalised latents (n, 3, 3, 10, 10) of films of tile numbers (n, 3, 10, 10): equal to encoding the drawn films."""
+    """Normalised latents (n, 2, 3, 10, 10) of films of tile numbers (n, 3, 10, 10): equal to encoding the drawn films."""
     return _cells(codec)[torch.from_numpy(films).long()].permute(0, 4, 1, 2, 3).contiguous()
 
 
@@ -164,14 +166,35 @@ def build_transformer(layers: int, variant: str = "plain", loops: bool = False, 
         in_channels=2 * CHANNELS + 4, out_channels=CHANNELS, text_dim=64, freq_dim=64, ffn_dim=4 * width,
         cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
     )  # fmt: skip
-    for block in model.blocks:  # gates begin open: the stock start, 0.1 or so, learns slowly at this size
-        block.scale_shift_table.data.zero_()
-        block.scale_shift_table.data[:, [2, 5]] = 1
-        for norm in (block.attn1.norm_q, block.attn1.norm_k):  # sharper attention: rows are one radian apart
-            norm.weight.data.fill_(1.7)
+    for block in model.blocks.children():
+        _open(block)
     if kind is RememberingWan:
         model.patch_embedding.weight.data[:, -CHANNELS:] /= scale
     return model
+
+
+def _open(block: nn.Module) -> None:
+    """A start that learns in minutes: gates open, and the first head looks at its own row, the others at the row above.
+
+    Rotary positions turn row j by j rad (first pair) and 0.16 j rad (second pair of the rows' dimensions): a constant query
+    turned back by one row finds the row above.
+    """
+    block.scale_shift_table.data.zero_()
+    block.scale_shift_table.data[:, [2, 5]] = 1
+    attention = block.attn1
+    size = attention.to_q.out_features // attention.heads
+    rows = 2 * (size // 6)
+    for layer in (attention.to_q, attention.to_k):
+        layer.weight.data *= 0.5
+        layer.bias.data.zero_()
+    for head in range(attention.heads):
+        for pair in range(2):
+            at = head * size + size - 2 * rows + 2 * pair
+            turn = torch.tensor(-(head > 0) * 10_000.0 ** (-2 * pair / rows))
+            attention.to_q.bias.data[at : at + 2] = 2 * torch.stack([turn.cos(), turn.sin()])
+            attention.to_k.bias.data[at] = 2
+    for norm in (attention.norm_q, attention.norm_k):  # sharp: neighbours are one radian apart
+        norm.weight.data.fill_(1.7)
 
 
 def build_pipeline(codec: PatchCodec, transformer: WanTransformer3DModel) -> WanImageToVideoPipeline:

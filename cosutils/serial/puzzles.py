@@ -27,10 +27,11 @@ CELLS, FRAMES = 10, 9  # cells a side; pixel frames, 1 + 4 + 4: three latent fra
 FILMS = ("trail", "answer")
 LINES, ROWS, ENDS = 5, 8, 4
 FLOOR, LINE, RUNG, START, TRAIL, END = range(6)
-COLOURS = np.rint(255 * np.array([
-    (0.95, 0.95, 0.95), (0.10, 0.10, 0.20), (0.95, 0.80, 0.10), (0.10, 0.70, 0.20), (0.20, 0.50, 1.00), (0.90, 0.10, 0.15),
-])).astype(np.float32) / 255  # fmt: skip
-"""RGB in [0, 1] of floor, line (or node), rung (or arrow), start, trail and end: (6, 3), exact in 8 bit."""
+_hue = 2 * np.pi * np.array([0.8, 0.2, 0.4, 0.6, 0.0])
+_plane = np.stack([np.cos(_hue), np.sin(_hue)], 1) @ np.array([(2, -1, -1), (0, 3**0.5, -(3**0.5))]) / 6**0.5
+COLOURS = np.concatenate([np.zeros((1, 3)), 0.6 * _plane]).astype(np.float32) + np.float32(0.5)
+"""RGB in [0, 1] of floor, line (or node), rung (or arrow), start, trail and end: (6, 3). Grey and five hues of one plane, so
+that two numbers say a cell's colour."""
 SPLITS = {  # seeds and shares of the hash, in sixteenths
     "report": (range(0, 10**9), range(0, 2)),
     "validation": (range(10**9, 2 * 10**9), range(2, 4)),

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from ..schedule import flow_sigmas, shifted
 from . import puzzles as world
-from .model import SHIFT, RememberingWan, _cells, condition, encode
+from .model import CHANNELS, SHIFT, RememberingWan, _cells, condition, encode
 
 __all__ = ["Reading", "nearest", "noise_for", "parallel", "read", "shares", "staircase", "steps_of"]
 
 
 def noise_for(puzzles: world.Puzzles, seed: int = 0) -> Tensor:
-    """Starting noise (n, 3, 3, 10, 10): a pure function of the noise seed and of each puzzle's seed, batch or not."""
-    size = 3 * 3 * world.CELLS**2
+    """Starting noise (n, 2, 3, 10, 10): a pure function of the noise seed and of each puzzle's seed, batch or not."""
+    shape = CHANNELS, 3, world.CELLS, world.CELLS
     streams = [torch.Generator().manual_seed((seed * 1_000_003 + int(s)) % 2**63) for s in puzzles.seed]
-    return torch.stack([torch.randn(size, generator=g) for g in streams]).view(-1, 3, 3, world.CELLS, world.CELLS)
+    return torch.stack([torch.randn(shape, generator=g) for g in streams])
 
 
 @torch.no_grad()

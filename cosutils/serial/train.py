@@ -91,7 +91,7 @@ def chunk(args: Arguments, number: int) -> np.ndarray:
 
 
 def loss_of(args: Arguments, model, x0: torch.Tensor, given: torch.Tensor, words: torch.Tensor, draws: torch.Generator):
-    """Mean squared error of the velocity, by variant. x0: normalised latents (B, 3, 3, 10, 10)."""
+    """Mean squared error of the velocity, by variant. x0: normalised latents (B, 2, 3, 10, 10)."""
     count = len(x0)
 
     def rand(*shape):
