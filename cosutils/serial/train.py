@@ -51,7 +51,7 @@ class Arguments:
     variant: str = "plain"
     scale: float = 1.0
     seed: int = 0
-    samples: int = 262_144
+    samples: int = 131_072
     batch: int = 64
     rate: float = 3e-3
     width: int = 64
