@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from cosutils.serial import causes, evaluate, model, plan, puzzles, sampling, train
+from cosutils.serial import causes, evaluate, model, plan, puzzles, sampling, train, verdict
 
 TASKS = list(puzzles.TASKS)
 
@@ -335,13 +336,14 @@ def test_a_run_is_measured_and_the_record_names_its_weights(tmp_path, monkeypatc
     path = tmp_path / "plan.yaml"
     path.write_text("- {task: arrows_most, film: answer, variant: levels, samples: 32, batch: 16, seed: [0, 3]}\n")
     runs = plan.planned(path)
-    plan.work(tmp_path / "runs", path)
     names = [plan.name_of(args) for args in runs]
-    assert names[1] == "arrows_most-answer-1-levels-x1-s3" and len(runs) == 2
-    evaluate.record(tmp_path / "runs" / names[0], tmp_path, "validation", 4)
+    assert names[1] == "arrows_most-answer-1-levels-x1-s3-n32" and len(runs) == 2
+    plan.work(tmp_path / "runs", path, tmp_path, 4)
+    plan.work(tmp_path / "runs", path, tmp_path, 4)  # nothing is left to do
     found = json.loads((tmp_path / "validation" / f"{names[0]}.json").read_text())
-    weights = (tmp_path / "runs" / names[0] / "weights.safetensors").read_bytes()
-    assert found["weights"] == hashlib.sha256(weights).hexdigest() and found["chance"] == 0.25
+    weights = (tmp_path / "models" / names[0] / "weights.safetensors").read_bytes()
+    digest = hashlib.sha256(weights).hexdigest()
+    assert found["weights"] == digest and found["chance"] == 0.25 and digest in (tmp_path / "SHA256SUMS").read_text()
     assert {row["sampler"] for row in found["curves"]} == {"uniform", "staircase", "parallel"}
     for row in found["curves"]:
         assert row["n"] == 4 and row["decision"]["low"] <= row["decision"]["value"] <= row["decision"]["high"]
@@ -350,3 +352,36 @@ def test_a_run_is_measured_and_the_record_names_its_weights(tmp_path, monkeypatc
 
 
 evaluate_curves = evaluate.curves
+
+
+def recorded(seed, gain, layers=1, first=0.3):
+    """A record of eight lengths whose first estimate is right at `first` and which gains with the steps."""
+    rows = []
+    for length in puzzles.lengths("ladder"):
+        for steps in evaluate.STEPS:
+            value = first + 0.01 * seed + gain * np.log2(steps) / 5
+            rows.append(dict(length=length, sampler="uniform", steps=steps, decision=dict(value=value)))
+        rows.append(dict(length=length, sampler="parallel", steps=8, decision=dict(value=first)))
+    return dict(arguments=asdict(train.Arguments(seed=seed, layers=layers)), chance=0.2, curves=rows)
+
+
+def test_verdicts_follow_the_rules():
+    cases = [([recorded(s, 0.5) for s in range(3)], "supported"), ([recorded(s, 0.0) for s in range(3)], "not supported"),
+             ([recorded(s, 0.3, first=0.6) for s in range(3)], "no room"), ([recorded(0, 0.5)], "undecided"),
+             ([recorded(s, (0.5, 0.0, -0.4)[s]) for s in range(3)], "undecided")]  # fmt: skip
+    for records, expected in cases:
+        assert verdict.judge(records)["verdict"] == expected
+    deep = [recorded(s, 0.0, layers=2, first=0.5) for s in range(3)]
+    judged = verdict.summary(cases[0][0] + deep)
+    assert len(judged["groups"]) == 2 and "| supported |" in verdict.table(judged)
+    (index,) = judged["cos_index"]
+    assert index["n"] == 3 and index["value"] == pytest.approx(0.5 / 5 / 0.2) and index["at"] == 1
+
+
+def test_the_rules_in_words_are_the_rules_in_code():
+    rules = yaml.safe_load((evaluate.Path(__file__).parent.parent / "data/serial/rules.yaml").read_text())
+    words = " ".join(map(str, rules["claims"]["steps_add_serial_computation"].values()))
+    for number in (verdict.ROOM, verdict.GAIN, verdict.SURE):
+        assert f"{number:.2f}"[1:] in words
+    assert f"after {verdict.END} steps" in rules["measures"]["end"] and f"mean of {evaluate.PASSES} " in rules["measures"]["parallel"]
+    plan.planned(evaluate.Path(__file__).parent.parent / "data/serial/plan.yaml")

@@ -1,8 +1,8 @@
-"""Train the runs of a plan one after the other, each once; to be stopped and started again at any time.
+"""Train, ship and measure the runs of a plan one after the other, each once; to be stopped and started again at any time.
 
     python -m cosutils.serial.plan --runs runs/serial
 
-The plan, `data/serial/plan.yaml`, is a list of what differs from the defaults of `Arguments`, most informative first. It is read
+Shipped weights and records of validation puzzles go to `data/serial`. The plan, `data/serial/plan.yaml`, is a list of what differs from the defaults of `Arguments`, most informative first. It is read
 again after each run.
 """
 
@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from .evaluate import record
+from .release import checksums, release
 from .train import Arguments, train
 
 __all__ = ["name_of", "planned", "work"]
@@ -40,20 +42,25 @@ def planned(path: Path = PLAN) -> list[Arguments]:
     return runs
 
 
-def work(runs: Path, path: Path) -> None:
-    """Go on until nothing of the plan is left to train."""
-    while todo := [a for a in planned(path) if not (runs / name_of(a) / "weights.safetensors").is_file()]:
-        print(f"{len(todo)} to train, now {name_of(todo[0])}: {asdict(todo[0])}", flush=True)
-        train(runs / name_of(todo[0]), todo[0])
+def work(runs: Path, path: Path, out: Path, each: int = 256) -> None:
+    """Go on until nothing of the plan is left to do; the records say so."""
+    while todo := [a for a in planned(path) if not (out / "validation" / f"{name_of(a)}.json").is_file()]:
+        args, name = todo[0], name_of(todo[0])
+        print(f"{len(todo)} to do, now {name}: {asdict(args)}", flush=True)
+        train(runs / name, args)
+        release(runs / name, out / "models" / name)
+        checksums(out)
+        record(out / "models" / name, out, "validation", each)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--plan", type=Path, default=PLAN)
+    parser.add_argument("--out", type=Path, default=PLAN.parent)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    work(args.runs, args.plan)
+    work(args.runs, args.plan, args.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-__all__ = ["release"]
+__all__ = ["checksums", "release"]
 
 
 def release(run: Path, folder: Path) -> None:
@@ -35,6 +35,13 @@ def release(run: Path, folder: Path) -> None:
     os.replace(part, folder)
 
 
+def checksums(out: Path) -> None:
+    """Write `out/SHA256SUMS` of all shipped weights."""
+    files = sorted((out / "models").glob("*/*.safetensors"))
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(out).as_posix()}\n" for path in files]
+    (out / "SHA256SUMS").write_text("".join(sums))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
@@ -43,9 +50,7 @@ def main() -> None:
     for weights in sorted(args.runs.glob("*/weights.safetensors")):
         if not (args.out / "models" / weights.parent.name).is_dir():
             release(weights.parent, args.out / "models" / weights.parent.name)
-    files = sorted((args.out / "models").glob("*/*.safetensors"))
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(args.out).as_posix()}\n" for path in files]
-    (args.out / "SHA256SUMS").write_text("".join(sums))
+    checksums(args.out)
 
 
 if __name__ == "__main__":
