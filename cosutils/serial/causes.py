@@ -2,9 +2,16 @@
 
 Where picture and puzzle determine the answer, an exact denoiser says the same at every x_s; only what x0hat owes to
 the state (and to a memory) can be a chain.
+
+    python -m cosutils.serial.causes ladder-trail-1-plain-x1-s0 ladder-trail-1-memory-x1-s0
+
+writes `data/serial/causes/<run>.json`, on validation puzzles; with --report on the sealed ones (`causes-report`).
 """
 
 from __future__ import annotations
+
+import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +20,8 @@ from torch import Tensor
 from ..probes import auc
 from ..schedule import flow_sigmas
 from . import puzzles as world
-from .model import SHIFT, RememberingWan, condition, encode
+from .evaluate import facts_of, load_run, write
+from .model import SHIFT, RememberingWan, condition, embed, encode
 from .sampling import noise_for, shares, steps_of
 
 __all__ = ["STATES", "dependence", "mistaken", "recovery", "verifier"]
@@ -110,7 +118,7 @@ def verifier(transformer, codec, puzzles: world.Puzzles, film: str, embeds: Tens
     """Do right answers return when they are noised to `sigma` and solved again? A verifier that needs no labels.
 
     The score of a film is minus its mean squared change over `draws` returns (one estimate each, an empty memory).
-    Returns the decision accuracy of the films (`right`), how often the leader returns when it was right and when it was wrong
+    Returns sigma and draws, the decision accuracy of the films (`right`), how often the leader returns when it was right and when it was wrong
     (`returns_right`, `returns_wrong`) and the area under the curve of right against wrong (`auroc`), not a number where all
     films are one of the two.
     """
@@ -132,5 +140,38 @@ def verifier(transformer, codec, puzzles: world.Puzzles, film: str, embeds: Tens
     def mean(rows: np.ndarray) -> float:
         return float(same.numpy()[rows].mean()) if rows.any() else float("nan")
 
-    return dict(right=float(right.mean()), returns_right=mean(right), returns_wrong=mean(~right),
+    return dict(sigma=sigma, draws=draws, right=float(right.mean()), returns_right=mean(right), returns_wrong=mean(~right),
                 auroc=auc(-change.numpy(), right))  # fmt: skip
+
+
+def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if value != value else round(value, 4) for name, value in numbers.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", help="shipped runs")
+    parser.add_argument("--data", type=Path, default=Path("data/serial"))
+    parser.add_argument("--report", action="store_true", help="the sealed puzzles instead of validation")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2, 4, 6])
+    parser.add_argument("--each", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=8)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    split = "report" if given.report else "validation"
+    for name in given.names:
+        args, codec, transformer = load_run(given.data / "models" / name)
+        facts = facts_of(given.data / "models" / name, args, split) | dict(each=given.each, steps=given.steps)
+        for kind in ("dependence", "recovery", "verifier"):
+            facts[kind] = []
+        for length in given.lengths:
+            sample = world.take(args.task, split, length, given.each)[0]
+            call = transformer, codec, sample, args.film, embed(), given.steps
+            facts["dependence"] += [dict(length=length) | row for row in dependence(*call)]
+            facts["recovery"] += [dict(length=length) | row for row in recovery(*call)]
+            facts["verifier"] += [dict(length=length) | _finite(verifier(*call, sigma)) for sigma in (0.9, 0.7, 0.5)]
+        write(given.data / ("causes-report" if given.report else "causes") / f"{name}.json", facts)
+
+
+if __name__ == "__main__":
+    main()

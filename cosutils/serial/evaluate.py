@@ -1,9 +1,9 @@
 """The map of the testbed: length x depth x steps, on puzzles of one split.
 
-    python -m cosutils.serial.evaluate --runs runs/serial --out data/serial            # validation: design and reading
-    python -m cosutils.serial.evaluate --runs runs/serial --out data/serial --report   # report puzzles: once, at the end
+    python -m cosutils.serial.evaluate            # validation puzzles: design and reading
+    python -m cosutils.serial.evaluate --report   # the sealed puzzles: once, at the end
 
-writes `<out>/<split>/<run>.json` for every finished run that has none yet, with the weights' sha256. The rules that
+writes `<out>/<split>/<run>.json` for every shipped run that has none yet, with the weights' sha256. The rules that
 the numbers are judged by are `data/serial/rules.yaml`.
 """
 
@@ -27,7 +27,7 @@ from .model import LoopedWan, embed, hasten
 from .sampling import parallel, read, staircase, steps_of
 from .train import LOOPS, Arguments, build
 
-__all__ = ["STEPS", "cos_index", "curves", "d50", "horizon", "interval", "load_run", "record"]
+__all__ = ["STEPS", "cos_index", "curves", "d50", "facts_of", "horizon", "interval", "load_run", "record", "write"]
 
 STEPS = (1, 2, 4, 8, 16, 32)
 PASSES = 8  # of the parallel baseline
@@ -125,27 +125,40 @@ def interval(values, level: float = 0.95) -> dict[str, float | int]:
     return out
 
 
-def record(folder: Path, out: Path, split: str, each: int) -> None:
-    """Measure one run and write its record, whole or not at all."""
-    args, codec, transformer = load_run(folder)
-    facts = dict(
-        arguments=asdict(args), split=split, each=each, chance=chance(args.task),
-        weights=hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
-        command="python -m cosutils.serial.evaluate" + (" --report" if split == "report" else ""),
-        log=[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()][-1:],
-        curves=curves(transformer, codec, args, split, each))  # fmt: skip
-    target = out / split / f"{folder.name}.json"
+def facts_of(folder: Path, args: Arguments, split: str) -> dict:
+    """What every record says about its model and its puzzles."""
+    weights = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    return dict(arguments=asdict(args), split=split, chance=chance(args.task), weights=weights)
+
+
+def write(target: Path, facts: dict) -> None:
+    """One JSON file, whole or not at all; lists of rows one row a line. ValueError for a number that is not finite."""
+
+    def shown(value) -> str:
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return "[\n  " + ",\n  ".join(json.dumps(row, allow_nan=False) for row in value) + "\n ]"
+        return json.dumps(value, allow_nan=False)
+
+    text = "{\n " + ",\n ".join(f"{json.dumps(key)}: {shown(value)}" for key, value in facts.items()) + "\n}\n"
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
-    head, rows = {k: v for k, v in facts.items() if k != "curves"}, facts["curves"]
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    part.write_text(json.dumps(head, indent=1)[:-2] + ',\n "curves": [\n' + lines + "\n ]\n}\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     os.replace(part, target)
+
+
+def record(folder: Path, out: Path, split: str, each: int) -> None:
+    """Measure one run and write its record, `<out>/<split>/<run>.json`."""
+    args, codec, transformer = load_run(folder)
+    command = f"python -m cosutils.serial.evaluate --each {each}" + (" --report" if split == "report" else "")
+    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    facts = facts_of(folder, args, split) | dict(each=each, command=command, training=last)
+    facts["curves"] = curves(transformer, codec, args, split, each)
+    write(out / split / f"{folder.name}.json", facts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("data/serial/models"))
     parser.add_argument("--out", type=Path, default=Path("data/serial"))
     parser.add_argument("--report", action="store_true", help="the sealed puzzles instead of validation")
     parser.add_argument("--each", type=int, default=256, help="puzzles of each length")
