@@ -42,7 +42,7 @@ def planned(path: Path = PLAN) -> list[Arguments]:
     return runs
 
 
-def work(runs: Path, path: Path, out: Path, each: int = 256) -> None:
+def work(runs: Path, path: Path, out: Path, each: int = 128) -> None:
     """Go on until nothing of the plan is left to do; the records say so."""
     while todo := [a for a in planned(path) if not (out / "validation" / f"{name_of(a)}.json").is_file()]:
         args, name = todo[0], name_of(todo[0])
