@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..probes import auc
-from ..schedule import flow_sigmas
+from ..measures.probes import auc
+from ..pipelines.schedule import flow_sigmas
 from . import puzzles as world
 from .evaluate import facts_of, load_run, write
 from .model import SHIFT, RememberingWan, condition, embed, encode

@@ -10,9 +10,7 @@ the numbers are judged by are `data/serial/rules.yaml`.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import stats
 
+from .._files import read_json, sha256, write_text
 from ..metrics import rate_interval
 from . import puzzles as world
 from .model import LoopedWan, embed, hasten
@@ -35,7 +34,7 @@ PASSES = 8  # of the parallel baseline
 
 def load_run(folder: Path):
     """Arguments, codec and transformer of a finished run, or of a shipped one (float16 weights)."""
-    args = Arguments(**json.loads((folder / "arguments.json").read_text()))
+    args = Arguments(**read_json(folder / "arguments.json"))
     codec, transformer = build(args)
     transformer.load_state_dict({k: v.float() for k, v in load_file(folder / "weights.safetensors").items()})
     return args, codec, hasten(transformer).eval()
@@ -127,7 +126,7 @@ def interval(values, level: float = 0.95) -> dict[str, float | int]:
 
 def facts_of(folder: Path, args: Arguments, split: str) -> dict:
     """What every record says about its model and its puzzles."""
-    weights = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    weights = sha256(folder / "weights.safetensors")
     return dict(arguments=asdict(args), split=split, chance=chance(args.task), weights=weights)
 
 
@@ -140,10 +139,7 @@ def write(target: Path, facts: dict) -> None:
         return json.dumps(value, allow_nan=False)
 
     text = "{\n " + ",\n ".join(f"{json.dumps(key)}: {shown(value)}" for key, value in facts.items()) + "\n}\n"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, target)
+    write_text(target, text)
 
 
 def record(folder: Path, out: Path, split: str, each: int) -> None:

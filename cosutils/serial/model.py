@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ..mini import text
 from ..mini.codec import PatchCodec
 from ..mini.model import condition
-from ..schedule import ExactEulerScheduler
+from ..pipelines.schedule import ExactEulerScheduler
 from . import puzzles as world
 
-__all__ = ["SHIFT", "LoopedWan", "RememberingWan", "build_codec", "build_pipeline", "build_transformer", "condition", "embed", "encode", "hasten", "load_pipeline"]
+__all__ = ["SHIFT", "LoopedWan", "RememberingWan", "build_codec", "build_pipeline", "build_transformer", "condition", "embed", "encode", "hasten"]
 
 SHIFT = 3.0  # of the noise levels, in training and sampling
 CHANNELS = 2

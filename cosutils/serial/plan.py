@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import yaml
 
+from .._files import read_yaml
 from .evaluate import record
 from .release import checksums, release
 from .train import Arguments, train
@@ -34,7 +34,7 @@ def name_of(args: Arguments) -> str:
 def planned(path: Path = PLAN) -> list[Arguments]:
     """The runs of a plan, in order; `seed` may be a list. TypeError or ValueError for one that cannot be."""
     runs = []
-    for row in yaml.safe_load(path.read_text(encoding="utf-8")):
+    for row in read_yaml(path):
         seeds = row.get("seed", 0)
         for seed in seeds if isinstance(seeds, list) else [seeds]:
             runs.append(Arguments(**row | {"seed": seed}))

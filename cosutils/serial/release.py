@@ -9,12 +9,12 @@ What is measured is what ships: `evaluate` on the shipped folders gives the reco
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
 import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+
+from .._files import new_folder, sha256, write_text
 
 __all__ = ["checksums", "release"]
 
@@ -23,23 +23,19 @@ def release(run: Path, folder: Path) -> None:
     """Write `folder` from a finished run; it appears when it is complete. FileNotFoundError for an unfinished one."""
     if not (run / "weights.safetensors").is_file():
         raise FileNotFoundError(f"{run} holds no weights.safetensors: let `python -m cosutils.serial.train` finish it")
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     weights = load_file(run / "weights.safetensors")
-    save_file({name: value.half().contiguous() for name, value in weights.items()}, part / "weights.safetensors")
-    for name in ("arguments.json", "log.jsonl"):
-        shutil.copyfile(run / name, part / name)
-    (part / "weights.safetensors").chmod(0o644)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    with new_folder(folder) as part:
+        save_file({name: value.half().contiguous() for name, value in weights.items()}, part / "weights.safetensors")
+        (part / "weights.safetensors").chmod(0o644)
+        for name in ("arguments.json", "log.jsonl"):
+            shutil.copyfile(run / name, part / name)
 
 
 def checksums(out: Path) -> None:
     """Write `out/SHA256SUMS` of all shipped weights."""
     files = sorted((out / "models").glob("*/*.safetensors"))
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(out).as_posix()}\n" for path in files]
-    (out / "SHA256SUMS").write_text("".join(sums))
+    sums = [f"{sha256(path)}  {path.relative_to(out).as_posix()}\n" for path in files]
+    write_text(out / "SHA256SUMS", "".join(sums))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..schedule import flow_sigmas, shifted
+from ..pipelines.schedule import flow_sigmas, shifted
 from . import puzzles as world
 from .model import CHANNELS, SHIFT, RememberingWan, _cells, condition, encode
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,8 @@ from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 
-from ..schedule import shifted
+from .._files import read_json, writable_folder, write, write_json
+from ..pipelines.schedule import shifted
 from . import puzzles as world
 from .model import SHIFT, LoopedWan, build_codec, build_transformer, condition, embed, encode, hasten
 from .sampling import read
@@ -148,12 +148,6 @@ def optimizers(model) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _replace(path: Path, write) -> None:
-    part = path.with_name(f".{path.name}.part")
-    write(part)
-    os.replace(part, path)
-
-
 def validate(args: Arguments, model, codec, embeds, count: int = 256) -> dict[str, list[float]]:
     """Decision accuracy with 1 and 4 steps on validation puzzles, by length (a looped model: all loops)."""
     model.eval()
@@ -170,12 +164,12 @@ def validate(args: Arguments, model, codec, embeds, count: int = 256) -> dict[st
 def train(out: Path, args: Arguments) -> None:
     """Train to the end, or go on with what lies in `out`. ValueError where it was begun with other arguments."""
     args.check()
-    out.mkdir(parents=True, exist_ok=True)
+    writable_folder(out)
     stored = out / "arguments.json"
-    if stored.is_file() and json.loads(stored.read_text()) != asdict(args):
+    if stored.is_file() and read_json(stored) != asdict(args):
         raise ValueError(f"{out} was begun with other arguments, see {stored}: choose another folder")
     if not stored.is_file():
-        _replace(stored, lambda path: path.write_text(json.dumps(asdict(args), indent=1) + "\n"))
+        write_json(stored, asdict(args))
     if (out / "weights.safetensors").is_file():
         return
     codec, model = build(args)
@@ -219,12 +213,12 @@ def train(out: Path, args: Arguments) -> None:
             row["decision"] = validate(args, mean.module, codec, embeds)
         state = dict(arguments=asdict(args), model=model.state_dict(), mean=mean.state_dict(), chunks=number + 1,
                      optimizers=[opt.state_dict() for opt in opts])  # fmt: skip
-        _replace(out / "checkpoint.pt", lambda path: torch.save(state, path))
+        write(out / "checkpoint.pt", lambda part: torch.save(state, part))
         with open(out / "log.jsonl", "a") as log:
             log.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
     weights = {name: value.contiguous() for name, value in mean.module.state_dict().items()}
-    _replace(out / "weights.safetensors", lambda path: save_file(weights, path))
+    write(out / "weights.safetensors", lambda part: save_file(weights, part))
     (out / "checkpoint.pt").unlink()
 
 

@@ -8,13 +8,12 @@ prints the table of `data/serial/README.md` and writes `<records>/summary.json`.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
+from .._files import read_json, write_json
 from .evaluate import cos_index, d50, horizon, interval
 
 __all__ = ["END", "groups", "judge", "load_records", "summary", "table"]
@@ -25,7 +24,7 @@ INDEX_STEPS = (1, 2, 4, 8)
 
 def load_records(folder: Path) -> list[dict]:
     """Every record of a split, by name. FileNotFoundError where there is none."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
+    found = [read_json(path) for path in sorted(folder.glob("*-s*.json"))]
     if not found:
         raise FileNotFoundError(f"no records in {folder}: run `python -m cosutils.serial.evaluate` first")
     return found
@@ -142,9 +141,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=Path("data/serial/validation"))
     folder = parser.parse_args().records
     judged = summary(load_records(folder))
-    part = folder / ".summary.json.part"
-    part.write_text(json.dumps(judged, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, folder / "summary.json")
+    write_json(folder / "summary.json", judged)
     print(table(judged))
 
 
