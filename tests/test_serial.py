@@ -1,4 +1,6 @@
-"""The serial testbed: exact puzzles, models in the stock pipeline, resumable training, readings that can fail."""
+"""The serial testbed: exact puzzles, models in the stock pipeline, resumable training, readings that can
+fail.
+"""
 
 import hashlib
 import json
@@ -19,8 +21,10 @@ def tile(board, number):
 
 
 def walked(board):
-    """Ladder lottery, from the picture alone: go down, and along every rung that is met. Returns the cells and the end."""
-    (top, column), = tile(board, puzzles.START)
+    """Ladder lottery, from the picture alone: go down, and along every rung that is met. Returns the cells
+    and the end.
+    """
+    ((top, column),) = tile(board, puzzles.START)
     cells = []
     for row in range(top + 1, 9):
         for step in (1, -1):
@@ -35,7 +39,7 @@ def walked(board):
 
 def hopped(board):
     """Arrows, from the picture alone."""
-    (row, _), = tile(board, puzzles.START)
+    ((row, _),) = tile(board, puzzles.START)
     cells = []
     while (found := np.flatnonzero(board[row] == puzzles.RUNG)).size:
         cells.append((row, int(found[0])))
@@ -76,7 +80,9 @@ def test_no_puzzle_of_one_split_occurs_in_another():
     taken = {split: puzzles.take("ladder", split, 3, 2000)[0] for split in puzzles.SPLITS}
     boards = {split: {board.tobytes() for board in found.first} for split, found in taken.items()}
     assert len(boards["validation"]) == len(taken["validation"]) and len(boards["report"]) == len(taken["report"])
-    assert not boards["validation"] & boards["report"] and not boards["train"] & (boards["validation"] | boards["report"])
+    assert not boards["validation"] & boards["report"] and not boards["train"] & (
+        boards["validation"] | boards["report"]
+    )
     small, _ = puzzles.take("arrows_most", "report", 3, 3)
     assert len(small) == 3 and puzzles.distinct("ladder", 8) == 5 * 4**8
 
@@ -149,8 +155,9 @@ def test_batches_of_different_puzzles_equal_the_stock_pipeline(kind, codec, ladd
     *_, (_, _, last) = sampling.steps_of(model.hasten(build(kind).eval()), noise, given, model.embed(), 3)
     for k in (2, 0):  # a second run does not remember the first
         picture = pictured(films[k])
-        stock = pipe(image=picture, prompt="", height=80, width=80, num_frames=9, max_sequence_length=1, guidance_scale=1.0,
-                     num_inference_steps=3, latents=noise[k : k + 1], output_type="latent").frames  # fmt: skip
+        call = dict(prompt="", height=80, width=80, num_frames=9, max_sequence_length=1, num_inference_steps=3)
+        call |= dict(guidance_scale=1.0, latents=noise[k : k + 1], output_type="latent")
+        stock = pipe(image=picture, **call).frames
         torch.testing.assert_close(stock, last[k : k + 1], atol=2e-4, rtol=0)
 
 
@@ -286,7 +293,9 @@ def test_what_a_memory_holds_is_exchanged_too(codec, ladder):
 
 def test_an_injected_mistake_stays_with_an_echo_and_is_mended_by_one_that_knows(codec, ladder):
     films, wrong = causes.mistaken(ladder, "trail")
-    assert (wrong != ladder.answer).all() and (films[:, 0] == ladder.first).all() and (films != ladder.film("trail")).any()
+    assert (
+        (wrong != ladder.answer).all() and (films[:, 0] == ladder.first).all() and (films != ladder.film("trail")).any()
+    )
     knows = causes.recovery(Knows(codec, ladder.film("trail")), codec, ladder, "trail", model.embed(), 4)
     assert all(row["right"] == 1 and row["kept"] == 0 for row in knows) and len(knows) == 3
     echo = causes.recovery(Echo(), codec, ladder, "trail", model.embed(), 64)
@@ -321,7 +330,9 @@ def test_the_verifier_tells_fixed_points_from_guesses(codec):
 def test_reach_and_index_are_exact_on_known_curves():
     lengths, null = range(1, 9), 0.2
     sharp = [1.0] * 4 + [0.2] * 4
-    assert evaluate.d50(lengths, sharp, null) == pytest.approx(4.5) and evaluate.horizon(sharp, null) == pytest.approx(4)
+    assert evaluate.d50(lengths, sharp, null) == pytest.approx(4.5) and evaluate.horizon(sharp, null) == pytest.approx(
+        4
+    )
     assert evaluate.d50(lengths, [1.0] * 8, null) == 8 and evaluate.d50(lengths, [0.2] * 8, null) == 1
     reach = {1: 2.0, 2: 4.0, 4: 6.0}
     assert evaluate.cos_index(reach, reach) == pytest.approx(1)
@@ -366,7 +377,8 @@ def recorded(seed, gain, layers=1, first=0.3):
 
 
 def test_verdicts_follow_the_rules():
-    cases = [([recorded(s, 0.5) for s in range(3)], "supported"), ([recorded(s, 0.0) for s in range(3)], "not supported"),
+    cases = [([recorded(s, 0.5) for s in range(3)], "supported"),
+             ([recorded(s, 0.0) for s in range(3)], "not supported"),
              ([recorded(s, 0.3, first=0.6) for s in range(3)], "no room"), ([recorded(0, 0.5)], "undecided"),
              ([recorded(s, (0.5, 0.0, -0.4)[s]) for s in range(3)], "undecided")]  # fmt: skip
     for records, expected in cases:
@@ -383,5 +395,8 @@ def test_the_rules_in_words_are_the_rules_in_code():
     words = " ".join(map(str, rules["claims"]["steps_add_serial_computation"].values()))
     for number in (verdict.ROOM, verdict.GAIN, verdict.SURE):
         assert f"{number:.2f}"[1:] in words
-    assert f"after {verdict.END} steps" in rules["measures"]["end"] and f"mean of {evaluate.PASSES} " in rules["measures"]["parallel"]
+    assert (
+        f"after {verdict.END} steps" in rules["measures"]["end"]
+        and f"mean of {evaluate.PASSES} " in rules["measures"]["parallel"]
+    )
     plan.planned(evaluate.Path(__file__).parent.parent / "data/serial/plan.yaml")

@@ -3,8 +3,8 @@
     python -m cosutils.serial.evaluate            # validation puzzles: design and reading
     python -m cosutils.serial.evaluate --report   # the sealed puzzles: once, at the end
 
-writes `<out>/<split>/<run>.json` for every shipped run that has none yet, with the weights' sha256. The rules that
-the numbers are judged by are `data/serial/rules.yaml`.
+writes `<out>/<split>/<run>.json` for every shipped run that has none yet, with the weights' sha256. The rules
+that the numbers are judged by are `data/serial/rules.yaml`.
 """
 
 from __future__ import annotations
@@ -45,13 +45,17 @@ def _rate(hits: np.ndarray) -> dict[str, float]:
     return dict(value=round(value.estimate, 4), low=round(value.low, 4), high=round(value.high, 4))
 
 
+def _share(rows: np.ndarray) -> float:
+    return round(float(rows.mean()), 4)
+
+
 def curves(transformer, codec, args: Arguments, split: str, each: int, steps=STEPS) -> list[dict]:
     """One row for each length, sampler and number of steps.
 
-    decision, exact: rate with its Wilson interval. cells: mean share of right cells among those that change. first,
-    corrected, spoiled: the first estimate is right / wrong and the last right / right and the last wrong. alive: mean
-    number of candidates alive at the first step and at the last. A looped model is measured at 1, 2, 4 and 8 loops, one with
-    a noise level a row also with rows that end one after the other.
+    decision, exact: rate with its Wilson interval. cells: mean share of right cells among those that change.
+    first, corrected, spoiled: the first estimate is right / wrong and the last right / right and the last
+    wrong. alive: mean number of candidates alive at the first step and at the last. A looped model is
+    measured at 1, 2, 4 and 8 loops, one with a noise level a row also with rows that end one after the other.
     """
     embeds, rows = embed(), []
     depths = [k for k in LOOPS if k in (1, 2, 4, 8)] if isinstance(transformer, LoopedWan) else [None]
@@ -68,8 +72,8 @@ def curves(transformer, codec, args: Arguments, split: str, each: int, steps=STE
                     first, last = seen.right[0], seen.right[-1]
                     rows.append(base | dict(
                         sampler=name, steps=count, decision=_rate(last), exact=_rate(seen.exact),
-                        cells=round(float(seen.cells.mean()), 4), first=round(float(first.mean()), 4),
-                        corrected=round(float((~first & last).mean()), 4), spoiled=round(float((first & ~last).mean()), 4),
+                        cells=_share(seen.cells), first=_share(first),
+                        corrected=_share(~first & last), spoiled=_share(first & ~last),
                         alive=[round(float(seen.alive[k].mean()), 3) for k in (0, -1)]))  # fmt: skip
             right = parallel(transformer, codec, sample, args.film, embeds, PASSES)
             rows.append(base | dict(sampler="parallel", steps=PASSES, decision=_rate(right)))
@@ -86,8 +90,8 @@ def above_chance(rates: np.ndarray, null: float) -> np.ndarray:
 
 
 def d50(lengths, rates, null: float) -> float:
-    """Length at which accuracy crosses half of the way above chance, interpolated; the ends of the range where it does not
-    cross: a censored value."""
+    """Length at which accuracy crosses half of the way above chance, interpolated; the ends of the range
+    where it does not cross: a censored value."""
     share = above_chance(rates, null)
     below = np.flatnonzero(share < 0.5)
     if not below.size:
@@ -99,7 +103,9 @@ def d50(lengths, rates, null: float) -> float:
 
 
 def horizon(rates, null: float) -> float:
-    """Number of lengths of the range that are solved: the sum of accuracies above chance. Never censored inside the range."""
+    """Number of lengths of the range that are solved: the sum of accuracies above chance. Never censored
+    inside the range.
+    """
     return float(above_chance(rates, null).clip(0, 1).sum())
 
 
@@ -108,8 +114,9 @@ def slope(x, y) -> float:
 
 
 def cos_index(by_depth: dict[int, float], by_steps: dict[int, float]) -> float:
-    """Slope of the reach (`d50` or `horizon`) on log2 steps over its slope on log2 depth. 0: no chain; 1: doubling the steps is
-    worth doubling the blocks. by_depth: blocks -> reach in one pass; by_steps: steps -> reach at one depth."""
+    """Slope of the reach (`d50` or `horizon`) on log2 steps over its slope on log2 depth. 0: no chain; 1:
+    doubling the steps is worth doubling the blocks. by_depth: blocks -> reach in one pass; by_steps: steps ->
+    reach at one depth."""
     per_block = slope(np.log2(list(by_depth)), list(by_depth.values()))
     return slope(np.log2(list(by_steps)), list(by_steps.values())) / per_block
 
@@ -131,7 +138,9 @@ def facts_of(folder: Path, args: Arguments, split: str) -> dict:
 
 
 def write(target: Path, facts: dict) -> None:
-    """One JSON file, whole or not at all; lists of rows one row a line. ValueError for a number that is not finite."""
+    """One JSON file, whole or not at all; lists of rows one row a line. ValueError for a number that is not
+    finite.
+    """
 
     def shown(value) -> str:
         if isinstance(value, list) and value and isinstance(value[0], dict):

@@ -1,8 +1,8 @@
 """The testbed's models: diffusers' Wan classes at the size of a row, in the stock image-to-video pipeline.
 
 A token is one row of the board in one latent frame (patch 1 x 1 x 10), a film has 3 x 10 tokens. The codec is
-`PatchCodec` with two components, the hue of a cell, which is exact because every cell is of one colour and all colours
-lie in one plane.
+`PatchCodec` with two components, the hue of a cell, which is exact because every cell is of one colour and
+all colours lie in one plane.
 """
 
 from __future__ import annotations
@@ -21,7 +21,18 @@ from ..mini.model import condition
 from ..pipelines.schedule import ExactEulerScheduler
 from . import puzzles as world
 
-__all__ = ["SHIFT", "LoopedWan", "RememberingWan", "build_codec", "build_pipeline", "build_transformer", "condition", "embed", "encode", "hasten"]
+__all__ = [
+    "SHIFT",
+    "LoopedWan",
+    "RememberingWan",
+    "build_codec",
+    "build_pipeline",
+    "build_transformer",
+    "condition",
+    "embed",
+    "encode",
+    "hasten",
+]
 
 SHIFT = 3.0  # of the noise levels, in training and sampling
 CHANNELS = 2
@@ -40,7 +51,7 @@ class _Repeated(nn.ModuleList):
 class LoopedWan(WanTransformer3DModel):
     """A Wan transformer whose blocks are gone through `loops` times: a depth that can be chosen at run time."""
 
-    @functools.wraps(WanTransformer3DModel.__init__)
+    @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.blocks = _Repeated(self.blocks)
@@ -57,15 +68,17 @@ class LoopedWan(WanTransformer3DModel):
 
 
 class RememberingWan(WanTransformer3DModel):
-    """A Wan transformer that sees its last estimate x0hat = x - sigma v as further input channels (self-conditioning).
+    """A Wan transformer that sees its last estimate x0hat = x - sigma v as further input channels
+    (self-conditioning).
 
-    `in_channels` stays what the pipeline passes; `out_channels` more are taken from memory, zero where there is none.
-    The memory lives as long as a run: it is forgotten when the noise level does not fall (a new run begins), when
-    the size of the batch changes, in training, and by `forget`. A run that begins below the level at which
-    another one was broken off must call `forget` first. The two forwards of classifier-free guidance have a memory each.
+    `in_channels` stays what the pipeline passes; `out_channels` more are taken from memory, zero where there
+    is none. The memory lives as long as a run: it is forgotten when the noise level does not fall (a new run
+    begins), when the size of the batch changes, in training, and by `forget`. A run that begins below the
+    level at which another one was broken off must call `forget` first. The two forwards of classifier-free
+    guidance have a memory each.
     """
 
-    @functools.wraps(WanTransformer3DModel.__init__)
+    @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         old = self.patch_embedding
@@ -114,7 +127,9 @@ class RememberingWan(WanTransformer3DModel):
 
 
 class _OneKey:
-    """Cross-attention to a single word, without the softmax that is 1: equal to the stock processor, and cheaper."""
+    """Cross-attention to a single word, without the softmax that is 1: equal to the stock processor, and
+    cheaper.
+    """
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
         if encoder_hidden_states.shape[1] != 1:
@@ -124,7 +139,9 @@ class _OneKey:
 
 
 def hasten(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
-    """Give its cross-attention the processor for prompts of one word; returns it. For training and batches only."""
+    """Give its cross-attention the processor for prompts of one word; returns it. For training and batches
+    only.
+    """
     for block in transformer.blocks.children():
         block.attn2.set_processor(_OneKey())
     return transformer
@@ -151,13 +168,17 @@ def _cells(codec: PatchCodec) -> Tensor:
 
 
 def encode(codec: PatchCodec, films: np.ndarray) -> Tensor:
-    """Normalised latents (n, 2, 3, 10, 10) of films of tile numbers (n, 3, 10, 10): equal to encoding the drawn films."""
+    """Normalised latents (n, 2, 3, 10, 10) of films of tile numbers (n, 3, 10, 10): equal to encoding the
+    drawn films.
+    """
     return _cells(codec)[torch.from_numpy(films).long()].permute(0, 4, 1, 2, 3).contiguous()
 
 
 def build_transformer(layers: int, variant: str = "plain", loops: bool = False, width: int = 64, heads: int = 2,
                       scale: float = 1.0) -> WanTransformer3DModel:  # fmt: skip
-    """A Wan transformer of `layers` blocks; with variant "memory" a `RememberingWan`, with loops a `LoopedWan`."""
+    """A Wan transformer of `layers` blocks; with variant "memory" a `RememberingWan`, with loops a
+    `LoopedWan`.
+    """
     if loops and variant == "memory":
         raise ValueError("a looped transformer with a memory is not part of the testbed")
     kind = RememberingWan if variant == "memory" else LoopedWan if loops else WanTransformer3DModel
@@ -174,10 +195,11 @@ def build_transformer(layers: int, variant: str = "plain", loops: bool = False, 
 
 
 def _open(block: nn.Module) -> None:
-    """A start that learns in minutes: gates open, and the first head looks at its own row, the others at the row above.
+    """A start that learns in minutes: gates open, and the first head looks at its own row, the others at the
+    row above.
 
-    Rotary positions turn row j by j rad (first pair) and 0.16 j rad (second pair of the rows' dimensions): a constant query
-    turned back by one row finds the row above.
+    Rotary positions turn row j by j rad (first pair) and 0.16 j rad (second pair of the rows' dimensions): a
+    constant query turned back by one row finds the row above.
     """
     block.scale_shift_table.data.zero_()
     block.scale_shift_table.data[:, [2, 5]] = 1
@@ -198,7 +220,9 @@ def _open(block: nn.Module) -> None:
 
 
 def build_pipeline(codec: PatchCodec, transformer: WanTransformer3DModel) -> WanImageToVideoPipeline:
-    """The stock pipeline. Call it with an empty prompt, `max_sequence_length=1` and 9 frames of 80 x 80 pixels."""
+    """The stock pipeline. Call it with an empty prompt, `max_sequence_length=1` and 9 frames of 80 x 80
+    pixels.
+    """
     pipe = WanImageToVideoPipeline(
         tokenizer=text.build_tokenizer(), text_encoder=text.build_text_encoder(), vae=codec,
         transformer=transformer.eval(), scheduler=ExactEulerScheduler(shift=SHIFT),

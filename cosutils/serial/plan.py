@@ -1,9 +1,11 @@
-"""Train, ship and measure the runs of a plan one after the other, each once; to be stopped and started again at any time.
+"""Train, ship and measure the runs of a plan one after the other, each once; to be stopped and started again
+at any time.
 
     python -m cosutils.serial.plan --runs runs/serial
 
-Shipped weights and records of validation puzzles go to `data/serial`. The plan, `data/serial/plan.yaml`, is a list of what differs from the defaults of `Arguments`, most informative first. It is read
-again after each run.
+Shipped weights and records of validation puzzles go to `data/serial`. The plan, `data/serial/plan.yaml`, is a
+list of what differs from the defaults of `Arguments`, most informative first. It is read again after each
+run.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ PLAN = Path("data/serial/plan.yaml")
 
 
 def name_of(args: Arguments) -> str:
-    """The folder of a run, such as ladder-trail-1-memory-x1-s0; with the number of films where it is not the usual one."""
+    """The folder of a run, such as ladder-trail-1-memory-x1-s0; with the number of films where it is not the
+    usual one.
+    """
     depth = f"{args.layers}{'loops' if args.loops else ''}"
     longer = "" if args.samples == Arguments.samples else f"-n{args.samples}"
     return f"{args.task}-{args.film}-{depth}-{args.variant}-x{args.scale:g}-s{args.seed}{longer}"

@@ -1,18 +1,21 @@
-"""Serial puzzles on a board of 10 x 10 cells: exact truth, K candidates, and a control of the same length without a chain.
+"""Serial puzzles on a board of 10 x 10 cells: exact truth, K candidates, and a control of the same length
+without a chain.
 
-A puzzle is a pure function of (task, length, seed), made for many seeds at once. The *hash* of the puzzle decides which
-split it belongs to, so that no puzzle of one split occurs in another; the seed ranges are disjoint as well.
+A puzzle is a pure function of (task, length, seed), made for many seeds at once. The *hash* of the puzzle
+decides which split it belongs to, so that no puzzle of one split occurs in another; the seed ranges are
+disjoint as well.
 
-    ladder       ladder lottery: five lines, a rung in each of eight rows; where does the way end that begins at the mark,
-                 `length` rungs above the end?
-    ladder_most  control, the same boards: which of the four gaps holds most of the `length` rungs below the mark? (as
-                 many look-ups, in any order)
+    ladder       ladder lottery: five lines, a rung in each of eight rows; where does the way end that begins at
+                 the mark, `length` rungs above the end?
+    ladder_most  control, the same boards: which of the four gaps holds most of the `length` rungs below the
+                 mark? (as many look-ups, in any order)
     arrows       row i points to one other row; where do `length` hops from the marked row end, at which of 4 ends?
     arrows_most  control: which of the four ends do most of `length` rows point at?
 
-Every task has two films of three latent frames, the puzzle, the middle and the end. In "trail" the middle shows the way in
-the upper half of the ladder (the first half of the hops) and the end all of it, so that the frames could be the chain;
-in "answer" nothing but the answer cell of the end changes, so that only the steps can.
+Every task has two films of three latent frames, the puzzle, the middle and the end. In "trail" the middle
+shows the way in the upper half of the ladder (the first half of the hops) and the end all of it, so that the
+frames could be the chain; in "answer" nothing but the answer cell of the end changes, so that only the steps
+can.
 """
 
 from __future__ import annotations
@@ -21,7 +24,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["CELLS", "COLOURS", "FILMS", "FRAMES", "SPLITS", "TASKS", "Puzzles", "distinct", "draw", "lengths", "make", "split_of", "take"]
+__all__ = [
+    "CELLS",
+    "COLOURS",
+    "FILMS",
+    "FRAMES",
+    "SPLITS",
+    "TASKS",
+    "Puzzles",
+    "distinct",
+    "draw",
+    "lengths",
+    "make",
+    "split_of",
+    "take",
+]
 
 CELLS, FRAMES = 10, 9  # cells a side; pixel frames, 1 + 4 + 4: three latent frames
 FILMS = ("trail", "answer")
@@ -30,10 +47,10 @@ FLOOR, LINE, RUNG, START, TRAIL, END = range(6)
 _hue = 2 * np.pi * np.array([0.8, 0.2, 0.4, 0.6, 0.0])
 _plane = np.stack([np.cos(_hue), np.sin(_hue)], 1) @ np.array([(2, -1, -1), (0, 3**0.5, -(3**0.5))]) / 6**0.5
 COLOURS = np.concatenate([np.zeros((1, 3)), 0.6 * _plane]).astype(np.float32) + np.float32(0.5)
-"""RGB in [0, 1] of floor, line (or node), rung (or arrow), start, trail and end: (6, 3). Grey and five hues of one plane, so
-that two numbers say a cell's colour."""
+"""RGB in [0, 1] of floor, line (or node), rung (or arrow), start, trail and end: (6, 3). Grey and five hues
+of one plane, so that two numbers say a cell's colour."""
 SPLITS = {  # seeds and shares of the hash, in sixteenths
-    "report": (range(0, 10**9), range(0, 2)),
+    "report": (range(10**9), range(2)),
     "validation": (range(10**9, 2 * 10**9), range(2, 4)),
     "train": (range(10**10, 2**62), range(4, 16)),
 }
@@ -41,9 +58,10 @@ SPLITS = {  # seeds and shares of the hash, in sixteenths
 
 @dataclass(frozen=True)
 class Puzzles:
-    """n puzzles. key (n,) uint64: equal for equal puzzles of a task; seed (n,); length (n,); first (n, 10, 10): the given
-    board in tile numbers; way (n, 2, 10, 10) bool: cells of the trail by the middle and by the end; options (n, K, 2):
-    row and column of the candidates' answer cells; answer (n,): which one is right."""
+    """n puzzles. key (n,) uint64: equal for equal puzzles of a task; seed (n,); length (n,); first (n, 10,
+    10): the given board in tile numbers; way (n, 2, 10, 10) bool: cells of the trail by the middle and by the
+    end; options (n, K, 2): row and column of the candidates' answer cells; answer (n,): which one is
+    right."""
 
     key: np.ndarray
     seed: np.ndarray
@@ -96,7 +114,9 @@ def _random(seeds: np.ndarray, columns: int, stream: int) -> np.ndarray:
 
 def _packed(digits: np.ndarray, base: int) -> np.ndarray:
     """Rows of digits as one uint64 each."""
-    return (digits.astype(np.uint64) * np.uint64(base) ** np.arange(digits.shape[1], dtype=np.uint64)).sum(1, dtype=np.uint64)
+    return (digits.astype(np.uint64) * np.uint64(base) ** np.arange(digits.shape[1], dtype=np.uint64)).sum(
+        1, dtype=np.uint64
+    )
 
 
 def _ladder(seeds: np.ndarray, length: int, most: bool) -> tuple[Puzzles, np.ndarray]:
@@ -122,7 +142,7 @@ def _ladder(seeds: np.ndarray, length: int, most: bool) -> tuple[Puzzles, np.nda
             position = position + right - left
             cells, shown = [2 * position, 2 * gap[:, row] + 1], [np.ones(n, bool), right | left]
         for half in range(row // (ROWS // 2), 2):
-            for column, there in zip(cells, shown):
+            for column, there in zip(cells, shown, strict=True):
                 way[every, half, row + 1, column] = there
     if not most:
         answer, columns = position, 2 * np.arange(LINES)
@@ -205,12 +225,15 @@ def make(task: str, length: int, seeds: np.ndarray) -> Puzzles:
 
 
 def split_of(puzzles: Puzzles) -> np.ndarray:
-    """Share in sixteenths that the hash of each puzzle falls into, (n,) in 0..15: 0-1 report, 2-3 validation, 4-15 train."""
+    """Share in sixteenths that the hash of each puzzle falls into, (n,) in 0..15: 0-1 report, 2-3 validation,
+    4-15 train.
+    """
     return (_mix(puzzles.key ^ np.uint64(0x5EED)) >> np.uint64(60)).astype(int)
 
 
 def take(task: str, split: str, length: int, count: int, skip: int = 0) -> tuple[Puzzles, int]:
-    """`count` puzzles of a split from its seeds, `skip` seeds left out, and the number of seeds used from the range's start.
+    """`count` puzzles of a split from its seeds, `skip` seeds left out, and the number of seeds used from the
+    range's start.
 
     In "report" and "validation" no puzzle occurs twice; fewer come back where the split has fewer.
     """
@@ -238,7 +261,9 @@ def take(task: str, split: str, length: int, count: int, skip: int = 0) -> tuple
 
 
 def distinct(task: str, length: int) -> int:
-    """Number of distinct ways of a ladder task: puzzles that differ only in rungs above the mark are the same way."""
+    """Number of distinct ways of a ladder task: puzzles that differ only in rungs above the mark are the same
+    way.
+    """
     if not task.startswith("ladder"):
         raise ValueError(f"only the ways of the ladder tasks are counted, got {task!r}")
     return LINES * (LINES - 1) ** length

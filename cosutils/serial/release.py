@@ -20,7 +20,9 @@ __all__ = ["checksums", "release"]
 
 
 def release(run: Path, folder: Path) -> None:
-    """Write `folder` from a finished run; it appears when it is complete. FileNotFoundError for an unfinished one."""
+    """Write `folder` from a finished run; it appears when it is complete. FileNotFoundError for an unfinished
+    one.
+    """
     if not (run / "weights.safetensors").is_file():
         raise FileNotFoundError(f"{run} holds no weights.safetensors: let `python -m cosutils.serial.train` finish it")
     weights = load_file(run / "weights.safetensors")

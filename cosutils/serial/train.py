@@ -1,15 +1,16 @@
-"""Train one model of the testbed: flow matching (paper, Eq. 1) on serial puzzles made on the fly, minutes on one thread.
+"""Train one model of the testbed: flow matching (paper, Eq. 1) on serial puzzles made on the fly, minutes on
+one thread.
 
-    python -m cosutils.serial.train --out runs/serial/ladder-trail-1-memory-0 --task ladder --film trail --layers 1 --variant memory
+    python -m cosutils.serial.train --out runs/serial/one --task ladder --film trail --layers 1 --variant memory
 
 Resumes from `--out` where it stopped, and refuses a folder that was begun with other arguments. Writes there
-`arguments.json`, `log.jsonl`, `checkpoint.pt` and, at the end, `weights.safetensors` (the moving average, float32).
-On some virtual machines large activations are freed and mapped again at every step; the environment variables
-MALLOC_MMAP_THRESHOLD_=1073741824 and MALLOC_TRIM_THRESHOLD_=4294967296 keep them.
+`arguments.json`, `log.jsonl`, `checkpoint.pt` and, at the end, `weights.safetensors` (the moving average,
+float32). On some virtual machines large activations are freed and mapped again at every step; the environment
+variables MALLOC_MMAP_THRESHOLD_=1073741824 and MALLOC_TRIM_THRESHOLD_=4294967296 keep them.
 
-Variants: plain (flow matching) · memory (self-conditioned: half of the samples see the estimate of a first pass) · levels (half
-of the samples have a noise level for each row of each frame) · rollout (half of the states are the model's own, two Euler
-steps from noise) · once (trained at sigma = 1 only: the best one pass).
+Variants: plain (flow matching) · memory (self-conditioned: half of the samples see the estimate of a first
+pass) · levels (half of the samples have a noise level for each row of each frame) · rollout (half of the
+states are the model's own, two Euler steps from noise) · once (trained at sigma = 1 only: the best one pass).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import argparse
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,7 +165,9 @@ def validate(args: Arguments, model, codec, embeds, count: int = 256) -> dict[st
 
 
 def train(out: Path, args: Arguments) -> None:
-    """Train to the end, or go on with what lies in `out`. ValueError where it was begun with other arguments."""
+    """Train to the end, or go on with what lies in `out`. ValueError where it was begun with other
+    arguments.
+    """
     args.check()
     writable_folder(out)
     stored = out / "arguments.json"
@@ -182,7 +187,7 @@ def train(out: Path, args: Arguments) -> None:
             raise ValueError(f"{out}/checkpoint.pt belongs to other arguments: {state['arguments']}")
         model.load_state_dict(state["model"])
         mean.load_state_dict(state["mean"])
-        for opt, saved in zip(opts, state["optimizers"]):
+        for opt, saved in zip(opts, state["optimizers"], strict=True):
             opt.load_state_dict(saved)
         done = state["chunks"]
     embeds = embed()
@@ -195,7 +200,9 @@ def train(out: Path, args: Arguments) -> None:
             seen = number * CHUNK + start
             for opt in opts:
                 for group in opt.param_groups:
-                    group["lr"] = args.rate * min(1, (seen + 1) / (0.05 * args.samples), (args.samples - seen) / (0.3 * args.samples))
+                    group["lr"] = args.rate * min(
+                        1, (seen + 1) / (0.05 * args.samples), (args.samples - seen) / (0.3 * args.samples)
+                    )
             x0 = encode(codec, films[start : start + args.batch])
             if isinstance(model, LoopedWan):
                 model.loops = int(torch.randint(LOOPS[0], LOOPS[-1] + 1, (), generator=draws))
@@ -208,12 +215,14 @@ def train(out: Path, args: Arguments) -> None:
                 opt.zero_grad(set_to_none=True)
             mean.update_parameters(model)
             losses.append(loss.item())
-        row = dict(seen=(number + 1) * CHUNK, loss=round(float(np.mean(losses)), 4), cpu=round(time.process_time() - before))
+        row: dict[str, Any] = dict(
+            seen=(number + 1) * CHUNK, loss=round(float(np.mean(losses)), 4), cpu=round(time.process_time() - before)
+        )
         if (number + 1) % 8 == 0 or number + 1 == chunks:
             row["decision"] = validate(args, mean.module, codec, embeds)
         state = dict(arguments=asdict(args), model=model.state_dict(), mean=mean.state_dict(), chunks=number + 1,
                      optimizers=[opt.state_dict() for opt in opts])  # fmt: skip
-        write(out / "checkpoint.pt", lambda part: torch.save(state, part))
+        write(out / "checkpoint.pt", partial(torch.save, state))
         with open(out / "log.jsonl", "a") as log:
             log.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)

@@ -1,4 +1,5 @@
-"""What the records say, by the rules of `data/serial/rules.yaml`: means and intervals over training seeds, verdicts, the index.
+"""What the records say, by the rules of `data/serial/rules.yaml`: means and intervals over training seeds,
+verdicts, the index.
 
     python -m cosutils.serial.verdict --records data/serial/validation
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from .evaluate import cos_index, d50, horizon, interval
 __all__ = ["END", "groups", "judge", "load_records", "summary", "table"]
 
 END, LEAST, ROOM, GAIN, SURE = 32, 3, 0.5, 0.2, 0.1  # steps, seeds, one pass at most, gain at least, lower end above
+KEY = ("task", "film", "depth", "variant", "scale", "samples")
 INDEX_STEPS = (1, 2, 4, 8)
 
 
@@ -31,8 +34,8 @@ def load_records(folder: Path) -> list[dict]:
 
 
 def groups(records: list[dict]) -> dict[tuple, list[dict]]:
-    """Records that differ in the training seed alone, one entry for each depth of a looped model: key (task, film, depth,
-    variant, scale, samples), depth in blocks gone through."""
+    """Records that differ in the training seed alone, one entry for each depth of a looped model: key (task,
+    film, depth, variant, scale, samples), depth in blocks gone through."""
     found = defaultdict(list)
     for one in records:
         args = one["arguments"]
@@ -54,12 +57,15 @@ def _decisions(one: dict, sampler: str) -> dict[int, dict[int, float]]:
 
 
 def judge(records: list[dict], sampler: str = "uniform") -> dict:
-    """One group of training seeds: curves by length, reach by steps, and the verdict on "steps add serial computation"."""
+    """One group of training seeds: curves by length, reach by steps, and the verdict on "steps add serial
+    computation".
+    """
     null = records[0]["chance"]
     seeds = [_decisions(one, sampler) for one in records]
     beside = [_decisions(one, "parallel") for one in records]
     lengths = sorted(seeds[0][1])
-    rows, good, bad = [], 0, 0
+    rows: list[dict[str, Any]] = []
+    good = bad = 0
     for length in lengths:
         first = np.array([one[1][length] for one in seeds])
         end = np.array([one[END][length] for one in seeds])
@@ -88,50 +94,63 @@ def judge(records: list[dict], sampler: str = "uniform") -> dict:
     return dict(seeds=len(records), lengths=rows, reach=reach, verdict=verdict)
 
 
-def index(found: dict[tuple, list[dict]], task: str, film: str, variant: str, scale: float, samples: int) -> dict | None:
-    """CoS index of the shallowest untied depth of one variant, over the seeds that all its depths share; None below two depths."""
+def index(
+    found: dict[tuple, list[dict]], task: str, film: str, variant: str, scale: float, samples: int
+) -> dict | None:
+    """CoS index of the shallowest untied depth of one variant, over the seeds that all its depths share; None
+    below two depths.
+    """
     depths = {int(key[2]): rows for key, rows in found.items()
               if key[:2] == (task, film) and key[3:] == (variant, scale, samples) and key[2].isdigit()}  # fmt: skip
     if len(depths) < 2:
         return None
     by_seed = {depth: {one["arguments"]["seed"]: one for one in rows} for depth, rows in depths.items()}
     shared = set.intersection(*(set(rows) for rows in by_seed.values()))
-    values = []
-    for seed in sorted(shared):
 
-        def reach(depth: int, steps: int) -> float:
-            return horizon(list(_decisions(by_seed[depth][seed], "uniform")[steps].values()), depths[depth][0]["chance"])
+    def reach(seed: int, depth: int, steps: int) -> float:
+        one = by_seed[depth][seed]
+        return horizon(list(_decisions(one, "uniform")[steps].values()), one["chance"])
 
-        least = min(depths)
-        values.append(cos_index({d: reach(d, 1) for d in sorted(depths)}, {s: reach(least, s) for s in INDEX_STEPS}))
+    least = min(depths)
+    values = [
+        cos_index({d: reach(seed, d, 1) for d in sorted(depths)}, {s: reach(seed, least, s) for s in INDEX_STEPS})
+        for seed in sorted(shared)
+    ]
     return interval(values) | {"depths": sorted(depths), "at": min(depths)} if values else None
 
 
 def summary(records: list[dict]) -> dict:
     """Every group judged, and the index of every variant that has two depths or more."""
     found = groups(records)
-    rows = [dict(zip(("task", "film", "depth", "variant", "scale", "samples"), key)) | judge(ones) for key, ones in found.items()]
+    rows = []
     for key, ones in found.items():
-        if key[3] == "levels":
-            rows.append(dict(task=key[0], film=key[1], depth=key[2], variant="levels, staircase", scale=key[4], samples=key[5])
-                        | judge(ones, "staircase"))  # fmt: skip
+        what = dict(zip(KEY, key, strict=True))
+        rows.append(what | judge(ones))
+        if what["variant"] == "levels":
+            rows.append(what | {"variant": "levels, staircase"} | judge(ones, "staircase"))
     kinds = sorted({key[:2] + key[3:] for key in found})
-    indices = [dict(zip(("task", "film", "variant", "scale", "samples"), kind), **value)
-               for kind in kinds if (value := index(found, *kind))]  # fmt: skip
+    named = KEY[:2] + KEY[3:]
+    indices = [dict(zip(named, kind, strict=True), **value) for kind in kinds if (value := index(found, *kind))]
     return dict(groups=rows, cos_index=indices)
 
 
 def table(judged: dict) -> str:
     """Markdown: decision with 1, 4 and 32 steps' reach, and the verdict, a row for each group."""
-    lines = ["| task, film | blocks | variant | scale | films | seeds | horizon, 1 step | 4 | 32 | largest gain with room | verdict |",
-             "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    head = (
+        "task, film|blocks|variant|scale|films|seeds|horizon: 1 step|4|32|largest gain where one pass has room|verdict"
+    )
+    lines = ["| " + head.replace("|", " | ") + " |", "|" + "---|" * (head.count("|") + 1)]
     for row in judged["groups"]:
         reach = [f"{row['reach'][steps]['horizon']['value']:.2f}" for steps in ("1", "4", str(END))]
         open_rows = [one for one in row["lengths"] if one["room"]]
         best = max(open_rows, key=lambda one: one["gain"]["value"], default=None)
-        gain = f"{best['first']['value']:.2f} to {best['end']['value']:.2f} at {best['length']}" if best else "none has room"
-        cells = (f"{row['task']}, {row['film']}", row["depth"], row["variant"], f"{row['scale']:g}", f"{row['samples']:,}",
-                 row["seeds"], *reach, gain, row["verdict"])  # fmt: skip
+        gain = (
+            f"{best['first']['value']:.2f} to {best['end']['value']:.2f} at {best['length']}"
+            if best
+            else "none has room"
+        )
+        run = f"{row['task']}, {row['film']}", row["depth"], row["variant"], f"{row['scale']:g}", f"{row['samples']:,}"
+        cells = *run, row["seeds"], *reach, gain, row["verdict"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
