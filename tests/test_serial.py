@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from cosutils.hooks.record import record
 from cosutils.serial import causes, evaluate, model, plan, puzzles, sampling, train, verdict
 
 TASKS = list(puzzles.TASKS)
@@ -192,6 +193,18 @@ def test_guidance_of_one_and_a_half_runs_in_the_stock_pipeline_with_a_memory(cod
     torch.testing.assert_close(pipe(**call, guidance_scale=1.0).frames, pipe(**call, guidance_scale=1.5).frames)
 
 
+def test_the_recorder_reads_a_memory_as_it_reads_any_model(codec, ladder):
+    pipe = model.build_pipeline(codec, build("memory"))
+    call = dict(image=pictured(ladder.film("trail")[1]), prompt="", height=80, width=80, num_frames=9,
+                max_sequence_length=1, num_inference_steps=3, guidance_scale=1.0, output_type="latent")  # fmt: skip
+    with record(pipe) as run:
+        pipe(**call, latents=sampling.noise_for(ladder)[1:2])
+    given = model.condition(codec, model.encode(codec, ladder.film("trail")))
+    steps = sampling.steps_of(build("memory").eval(), sampling.noise_for(ladder), given, model.embed(), 3)
+    for step, (_, _, x0) in enumerate(steps):
+        torch.testing.assert_close(run.x0[step], x0[1:2], atol=2e-4, rtol=0)
+
+
 def test_a_looped_pair_is_as_deep_as_asked():
     net = build("looped").eval()
     x = torch.randn(1, 8, 3, 10, 10, generator=torch.Generator().manual_seed(0))
@@ -356,6 +369,7 @@ def test_a_run_is_measured_and_the_record_names_its_weights(tmp_path, monkeypatc
     digest = hashlib.sha256(weights).hexdigest()
     assert found["weights"] == digest and found["chance"] == 0.25 and digest in (tmp_path / "SHA256SUMS").read_text()
     assert {row["sampler"] for row in found["curves"]} == {"uniform", "staircase", "parallel"}
+    assert type(evaluate.load_pipeline(tmp_path / "models" / names[0])).__module__.startswith("diffusers")
     for row in found["curves"]:
         assert row["n"] == 4 and row["decision"]["low"] <= row["decision"]["value"] <= row["decision"]["high"]
         if row["sampler"] == "uniform":

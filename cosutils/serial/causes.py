@@ -23,7 +23,7 @@ from ..measures.probes import auc
 from ..pipelines.schedule import flow_sigmas
 from . import puzzles as world
 from .evaluate import facts_of, load_run, write
-from .model import SHIFT, RememberingWan, condition, embed, encode
+from .model import SHIFT, RememberingWan, condition, embed, encode, hasten
 from .sampling import noise_for, shares, steps_of
 
 __all__ = ["STATES", "dependence", "mistaken", "recovery", "verifier"]
@@ -180,7 +180,7 @@ def main() -> None:
             facts[kind] = []
         for length in given.lengths:
             sample = world.take(args.task, split, length, given.each)[0]
-            call = transformer, codec, sample, args.film, embed(), given.steps
+            call = hasten(transformer), codec, sample, args.film, embed(), given.steps
             facts["dependence"] += [dict(length=length) | row for row in dependence(*call)]
             facts["recovery"] += [dict(length=length) | row for row in recovery(*call)]
             facts["verifier"] += [dict(length=length) | _finite(verifier(*call, sigma)) for sigma in (0.9, 0.7, 0.5)]

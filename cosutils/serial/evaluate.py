@@ -16,17 +16,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import WanImageToVideoPipeline
 from safetensors.torch import load_file
 from scipy import stats
 
 from .._files import read_json, sha256, write_text
 from ..metrics import rate_interval
 from . import puzzles as world
-from .model import LoopedWan, embed, hasten
+from .model import LoopedWan, build_pipeline, embed, hasten
 from .sampling import parallel, read, staircase, steps_of
 from .train import LOOPS, Arguments, build
 
-__all__ = ["STEPS", "cos_index", "curves", "d50", "facts_of", "horizon", "interval", "load_run", "record", "write"]
+__all__ = [
+    "STEPS",
+    "cos_index",
+    "curves",
+    "d50",
+    "facts_of",
+    "horizon",
+    "interval",
+    "load_pipeline",
+    "load_run",
+    "record",
+    "write",
+]
 
 STEPS = (1, 2, 4, 8, 16, 32)
 PASSES = 8  # of the parallel baseline
@@ -37,7 +50,12 @@ def load_run(folder: Path):
     args = Arguments(**read_json(folder / "arguments.json"))
     codec, transformer = build(args)
     transformer.load_state_dict({k: v.float() for k, v in load_file(folder / "weights.safetensors").items()})
-    return args, codec, hasten(transformer).eval()
+    return args, codec, transformer.eval()
+
+
+def load_pipeline(folder: Path) -> WanImageToVideoPipeline:
+    """The stock pipeline of a run: see `build_pipeline` for how to call it."""
+    return build_pipeline(*load_run(folder)[1:])
 
 
 def _rate(hits: np.ndarray) -> dict[str, float]:
@@ -157,12 +175,13 @@ def record(folder: Path, out: Path, split: str, each: int) -> None:
     command = f"python -m cosutils.serial.evaluate --each {each}" + (" --report" if split == "report" else "")
     last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
     facts = facts_of(folder, args, split) | dict(each=each, command=command, training=last)
-    facts["curves"] = curves(transformer, codec, args, split, each)
+    facts["curves"] = curves(hasten(transformer), codec, args, split, each)
     write(out / split / f"{folder.name}.json", facts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="shipped runs, default all")
     parser.add_argument("--runs", type=Path, default=Path("data/serial/models"))
     parser.add_argument("--out", type=Path, default=Path("data/serial"))
     parser.add_argument("--report", action="store_true", help="the sealed puzzles instead of validation")
@@ -171,6 +190,8 @@ def main() -> None:
     torch.set_num_threads(1)
     split = "report" if args.report else "validation"
     for weights in sorted(args.runs.glob("*/weights.safetensors")):
+        if args.names and weights.parent.name not in args.names:
+            continue
         if not (args.out / split / f"{weights.parent.name}.json").is_file():
             print(weights.parent.name, flush=True)
             record(weights.parent, args.out, split, args.each)

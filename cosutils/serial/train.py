@@ -115,7 +115,7 @@ def loss_of(args: Arguments, model, x0: torch.Tensor, given: torch.Tensor, words
         rows = torch.where(half.view(-1, 1, 1), rows, s[:, None, None])
         x = torch.lerp(x0, x1, rows[:, None, :, :, None])
         return (call(x, rows.flatten(1)) - (x1 - x0)).square().mean()
-    x, target, more = torch.lerp(x0, x1, wide(s)), x1 - x0, {}
+    x, target, weight, more = torch.lerp(x0, x1, wide(s)), x1 - x0, torch.ones(()), {}
     if args.variant == "memory":
         with torch.no_grad():
             memory = torch.zeros_like(x)
@@ -132,7 +132,8 @@ def loss_of(args: Arguments, model, x0: torch.Tensor, given: torch.Tensor, words
             own = own + wide(s - between) * call(own, between)
             x = torch.where(half, own, torch.lerp(x0, x1, wide(s)))
             target = torch.where(half, (x - x0) / wide(s), target)
-    return (call(x, s, **more) - target).square().mean()
+            weight = torch.where(half, wide(s).square(), weight)  # there the error of x0hat counts, not of v
+    return ((call(x, s, **more) - target).square() * weight).mean()
 
 
 def average(averaged, current, count):

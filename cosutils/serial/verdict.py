@@ -136,9 +136,7 @@ def summary(records: list[dict]) -> dict:
 
 def table(judged: dict) -> str:
     """Markdown: decision with 1, 4 and 32 steps' reach, and the verdict, a row for each group."""
-    head = (
-        "task, film|blocks|variant|scale|films|seeds|horizon: 1 step|4|32|largest gain where one pass has room|verdict"
-    )
+    head = "task, film|blocks|variant|scale|films|seeds|horizon: 1 step|4|32|largest gain with room|verdict"
     lines = ["| " + head.replace("|", " | ") + " |", "|" + "---|" * (head.count("|") + 1)]
     for row in judged["groups"]:
         reach = [f"{row['reach'][steps]['horizon']['value']:.2f}" for steps in ("1", "4", str(END))]
