@@ -39,7 +39,7 @@ def condition(codec: PatchCodec, latents: torch.Tensor) -> torch.Tensor:
     grey = (-codec.mean @ codec.basis.T) / torch.tensor(codec.config.latents_std).to(codec.basis)
     picture = grey.to(latents)[None, :, None, None, None].expand_as(latents).clone()
     picture[:, :, 0] = latents[:, :, 0]
-    mask = torch.zeros_like(latents[:, :4])
+    mask = latents.new_zeros(len(latents), 4, *latents.shape[2:])
     mask[:, :, 0] = 1
     return torch.cat([mask, picture], 1)
 

@@ -1,0 +1,249 @@
+"""Train one model of the testbed: flow matching (paper, Eq. 1) on serial puzzles made on the fly, minutes on
+one thread.
+
+    python -m cosutils.serial.train --out runs/serial/one --task ladder --film trail --layers 1 --variant memory
+
+Resumes from `--out` where it stopped, and refuses a folder that was begun with other arguments. Writes there
+`arguments.json`, `log.jsonl`, `checkpoint.pt` and, at the end, `weights.safetensors` (the moving average,
+float32). On some virtual machines large activations are freed and mapped again at every step; the environment
+variables MALLOC_MMAP_THRESHOLD_=1073741824 and MALLOC_TRIM_THRESHOLD_=4294967296 keep them.
+
+Variants: plain (flow matching) · memory (self-conditioned: half of the samples see the estimate of a first
+pass) · levels (half of the samples have a noise level for each row of each frame) · rollout (half of the
+states are the model's own, two Euler steps from noise) · once (trained at sigma = 1 only: the best one pass).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel
+
+from .._files import read_json, writable_folder, write, write_json
+from ..pipelines.schedule import shifted
+from . import puzzles as world
+from .model import SHIFT, LoopedWan, build_codec, build_transformer, condition, embed, encode, hasten
+from .sampling import read
+
+__all__ = ["VARIANTS", "Arguments", "build", "train"]
+
+VARIANTS = ("plain", "memory", "levels", "rollout", "once")
+CHUNK = 8192  # films between two checkpoints; data and noise are a pure function of (seed, chunk)
+PURE = 0.2  # share of draws at sigma = 1
+LOOPS = range(1, 9)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a training is determined by."""
+
+    task: str = "ladder"
+    film: str = "trail"
+    layers: int = 1
+    loops: bool = False
+    variant: str = "plain"
+    scale: float = 1.0
+    seed: int = 0
+    samples: int = 131_072
+    batch: int = 64
+    rate: float = 3e-3
+    width: int = 64
+    heads: int = 2
+
+    def check(self) -> None:
+        world.lengths(self.task)
+        if self.film not in world.FILMS:
+            raise ValueError(f"unknown film {self.film!r}: choose from {', '.join(world.FILMS)}")
+        if self.variant not in VARIANTS:
+            raise ValueError(f"unknown variant {self.variant!r}: choose from {', '.join(VARIANTS)}")
+        if self.samples < CHUNK or self.samples % CHUNK:
+            raise ValueError(f"samples must be a multiple of {CHUNK}, got {self.samples}")
+        if CHUNK % self.batch:
+            raise ValueError(f"batch must divide {CHUNK}, got {self.batch}")
+        if not self.scale > 0 or not self.rate > 0 or self.layers < 1:
+            raise ValueError(f"scale, rate and layers must be positive, got {self.scale}, {self.rate}, {self.layers}")
+
+
+def build(args: Arguments):
+    """Codec and untrained transformer of a training; the codec depends on task, film and scale alone."""
+    films = world.take(args.task, "train", max(world.lengths(args.task)), 2048)[0].film(args.film)
+    torch.manual_seed(args.seed)
+    transformer = build_transformer(args.layers, args.variant, args.loops, args.width, args.heads, args.scale)
+    return build_codec(args.scale, films), transformer
+
+
+def chunk(args: Arguments, number: int) -> np.ndarray:
+    """Training films of one chunk, all lengths alike: (CHUNK, 3, 10, 10)."""
+    allowed = list(world.lengths(args.task))
+    each = -(-CHUNK // len(allowed))
+    stride = 40 * each
+    skip = (args.seed * 10**5 + number) * stride
+    films = [world.take(args.task, "train", length, each, skip)[0].film(args.film) for length in allowed]
+    order = np.random.default_rng([args.seed, number, 11]).permutation(each * len(allowed))[:CHUNK]
+    return np.concatenate(films)[order]
+
+
+def loss_of(args: Arguments, model, x0: torch.Tensor, given: torch.Tensor, words: torch.Tensor, draws: torch.Generator):
+    """Mean squared error of the velocity, by variant. x0: normalised latents (B, 2, 3, 10, 10)."""
+    count = len(x0)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=draws)
+
+    def call(x, s, **more):
+        return model(torch.cat([x, given], 1), s * 1000, words, return_dict=False, **more)[0].float()
+
+    def wide(s):
+        return s.view(-1, 1, 1, 1, 1)
+
+    s = shifted(rand(count), SHIFT)
+    s = torch.where(rand(count) < (1 if args.variant == "once" else PURE), torch.ones(count), s)
+    x1 = torch.randn(x0.shape, generator=draws)
+    half = wide(rand(count) < 0.5)
+    if args.variant == "levels":
+        rows = shifted(rand(count, 3, world.CELLS), SHIFT)
+        rows = torch.where(half.view(-1, 1, 1), rows, s[:, None, None])
+        x = torch.lerp(x0, x1, rows[:, None, :, :, None])
+        return (call(x, rows.flatten(1)) - (x1 - x0)).square().mean()
+    x, target, weight, more = torch.lerp(x0, x1, wide(s)), x1 - x0, torch.ones(()), {}
+    if args.variant == "memory":
+        with torch.no_grad():
+            memory = torch.zeros_like(x)
+            part = slice(count // 2)  # samples are in random order: the first half remembers
+            entry = torch.cat([x[part], given[part]], 1)
+            v = model(entry, s[part] * 1000, words[part], return_dict=False, memory=memory[part])[0].float()
+            memory[part] = x[part] - wide(s[part]) * v
+        more["memory"] = memory
+    if args.variant == "rollout":
+        with torch.no_grad():
+            s = torch.where(half.flatten(), s.clamp(0.05, 0.98), s)  # the velocity to the truth is (x - x0) / s
+            between = s + (1 - s) * rand(count)
+            own = x1 + wide(between - 1) * call(x1, torch.ones(count))
+            own = own + wide(s - between) * call(own, between)
+            x = torch.where(half, own, torch.lerp(x0, x1, wide(s)))
+            target = torch.where(half, (x - x0) / wide(s), target)
+            weight = torch.where(half, wide(s).square(), weight)  # there the error of x0hat counts, not of v
+    return ((call(x, s, **more) - target).square() * weight).mean()
+
+
+def average(averaged, current, count):
+    """Exponential moving average of the weights that starts fast."""
+    torch._foreach_lerp_(averaged, current, 1 - min(0.998, (1 + int(count)) / (10 + int(count))))
+
+
+def optimizers(model) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for everything else."""
+    inside = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
+    known = {id(p) for p in inside}
+    rest = [p for p in model.parameters() if id(p) not in known]
+    return [
+        torch.optim.Muon(inside, lr=1.0, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def validate(args: Arguments, model, codec, embeds, count: int = 256) -> dict[str, list[float]]:
+    """Decision accuracy with 1 and 4 steps on validation puzzles, by length (a looped model: all loops)."""
+    model.eval()
+    if isinstance(model, LoopedWan):
+        model.loops = LOOPS[-1]
+    rows = {}
+    for length in list(world.lengths(args.task))[1::2]:
+        sample = world.take(args.task, "validation", length, count)[0]
+        rows[str(length)] = [round(float(read(model, codec, sample, args.film, embeds, steps).right[-1].mean()), 3)
+                             for steps in (1, 4)]  # fmt: skip
+    return rows
+
+
+def train(out: Path, args: Arguments) -> None:
+    """Train to the end, or go on with what lies in `out`. ValueError where it was begun with other
+    arguments.
+    """
+    args.check()
+    writable_folder(out)
+    stored = out / "arguments.json"
+    if stored.is_file() and read_json(stored) != asdict(args):
+        raise ValueError(f"{out} was begun with other arguments, see {stored}: choose another folder")
+    if not stored.is_file():
+        write_json(stored, asdict(args))
+    if (out / "weights.safetensors").is_file():
+        return
+    codec, model = build(args)
+    hasten(model).train()
+    mean = AveragedModel(model, multi_avg_fn=average)
+    opts, done = optimizers(model), 0
+    if (out / "checkpoint.pt").is_file():
+        state = torch.load(out / "checkpoint.pt", weights_only=True)
+        if state["arguments"] != asdict(args):
+            raise ValueError(f"{out}/checkpoint.pt belongs to other arguments: {state['arguments']}")
+        model.load_state_dict(state["model"])
+        mean.load_state_dict(state["mean"])
+        for opt, saved in zip(opts, state["optimizers"], strict=True):
+            opt.load_state_dict(saved)
+        done = state["chunks"]
+    embeds = embed()
+    words = embeds.expand(args.batch, -1, -1)
+    chunks, before = args.samples // CHUNK, time.process_time()
+    for number in range(done, chunks):
+        films, losses = chunk(args, number), []
+        draws = torch.Generator().manual_seed(args.seed * 1_000_003 + number)
+        for start in range(0, CHUNK, args.batch):
+            seen = number * CHUNK + start
+            for opt in opts:
+                for group in opt.param_groups:
+                    group["lr"] = args.rate * min(
+                        1, (seen + 1) / (0.05 * args.samples), (args.samples - seen) / (0.3 * args.samples)
+                    )
+            x0 = encode(codec, films[start : start + args.batch])
+            if isinstance(model, LoopedWan):
+                model.loops = int(torch.randint(LOOPS[0], LOOPS[-1] + 1, (), generator=draws))
+            with sdpa_kernel(SDPBackend.MATH):
+                loss = loss_of(args, model, x0, condition(codec, x0), words, draws)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for opt in opts:
+                opt.step()
+                opt.zero_grad(set_to_none=True)
+            mean.update_parameters(model)
+            losses.append(loss.item())
+        row: dict[str, Any] = dict(
+            seen=(number + 1) * CHUNK, loss=round(float(np.mean(losses)), 4), cpu=round(time.process_time() - before)
+        )
+        if (number + 1) % 8 == 0 or number + 1 == chunks:
+            row["decision"] = validate(args, mean.module, codec, embeds)
+        state = dict(arguments=asdict(args), model=model.state_dict(), mean=mean.state_dict(), chunks=number + 1,
+                     optimizers=[opt.state_dict() for opt in opts])  # fmt: skip
+        write(out / "checkpoint.pt", partial(torch.save, state))
+        with open(out / "log.jsonl", "a") as log:
+            log.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+    weights = {name: value.contiguous() for name, value in mean.module.state_dict().items()}
+    write(out / "weights.safetensors", lambda part: save_file(weights, part))
+    (out / "checkpoint.pt").unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    for name, value in asdict(Arguments()).items():
+        if isinstance(value, bool):
+            parser.add_argument(f"--{name}", action="store_true")
+        else:
+            parser.add_argument(f"--{name}", type=type(value), default=value)
+    given = vars(parser.parse_args())
+    torch.set_num_threads(1)
+    train(given.pop("out"), Arguments(**given))
+
+
+if __name__ == "__main__":
+    main()

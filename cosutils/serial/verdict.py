@@ -1,0 +1,166 @@
+"""What the records say, by the rules of `data/serial/rules.yaml`: means and intervals over training seeds,
+verdicts, the index.
+
+    python -m cosutils.serial.verdict --records data/serial/validation
+
+prints the table of `data/serial/README.md` and writes `<records>/summary.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._files import read_json, write_json
+from .evaluate import cos_index, d50, horizon, interval
+
+__all__ = ["END", "groups", "judge", "load_records", "summary", "table"]
+
+END, LEAST, ROOM, GAIN, SURE = 32, 3, 0.5, 0.2, 0.1  # steps, seeds, one pass at most, gain at least, lower end above
+KEY = ("task", "film", "depth", "variant", "scale", "samples")
+INDEX_STEPS = (1, 2, 4, 8)
+
+
+def load_records(folder: Path) -> list[dict]:
+    """Every record of a split, by name. FileNotFoundError where there is none."""
+    found = [read_json(path) for path in sorted(folder.glob("*-s*.json"))]
+    if not found:
+        raise FileNotFoundError(f"no records in {folder}: run `python -m cosutils.serial.evaluate` first")
+    return found
+
+
+def groups(records: list[dict]) -> dict[tuple, list[dict]]:
+    """Records that differ in the training seed alone, one entry for each depth of a looped model: key (task,
+    film, depth, variant, scale, samples), depth in blocks gone through."""
+    found = defaultdict(list)
+    for one in records:
+        args = one["arguments"]
+        for loops in sorted({row.get("loops", 1) for row in one["curves"]}):
+            rows = [row for row in one["curves"] if row.get("loops", 1) == loops]
+            tied = f"{args['layers']}x{loops}" if args["loops"] else str(args["layers"])
+            key = (args["task"], args["film"], tied, args["variant"], args["scale"], args["samples"])
+            found[key].append(one | {"curves": rows})
+    return dict(found)
+
+
+def _decisions(one: dict, sampler: str) -> dict[int, dict[int, float]]:
+    """steps -> length -> decision."""
+    found: dict[int, dict[int, float]] = defaultdict(dict)
+    for row in one["curves"]:
+        if row["sampler"] == sampler:
+            found[row["steps"]][row["length"]] = row["decision"]["value"]
+    return dict(found)
+
+
+def judge(records: list[dict], sampler: str = "uniform") -> dict:
+    """One group of training seeds: curves by length, reach by steps, and the verdict on "steps add serial
+    computation".
+    """
+    null = records[0]["chance"]
+    seeds = [_decisions(one, sampler) for one in records]
+    beside = [_decisions(one, "parallel") for one in records]
+    lengths = sorted(seeds[0][1])
+    rows: list[dict[str, Any]] = []
+    good = bad = 0
+    for length in lengths:
+        first = np.array([one[1][length] for one in seeds])
+        end = np.array([one[END][length] for one in seeds])
+        side = np.array([next(iter(one.values()))[length] for one in beside])
+        gain = interval(end - first)
+        row = dict(length=length, first=interval(first), end=interval(end), parallel=interval(side), gain=gain,
+                   room=bool(first.mean() <= ROOM))  # fmt: skip
+        rows.append(row)
+        if row["room"] and "low" in gain:
+            good += gain["value"] >= GAIN and gain["low"] > SURE and (end - side).mean() >= SURE
+            bad += gain["high"] < SURE
+    room = sum(row["room"] for row in rows)
+    if room < 2:
+        verdict = "no room"
+    elif len(records) < LEAST:
+        verdict = "undecided"
+    else:
+        verdict = "supported" if good >= 2 else "not supported" if bad == room else "undecided"
+    reach = {
+        str(steps): dict(
+            d50=interval([d50(lengths, [one[steps][k] for k in lengths], null) for one in seeds]),
+            horizon=interval([horizon([one[steps][k] for k in lengths], null) for one in seeds]),
+        )
+        for steps in sorted(seeds[0])
+    }
+    return dict(seeds=len(records), lengths=rows, reach=reach, verdict=verdict)
+
+
+def index(
+    found: dict[tuple, list[dict]], task: str, film: str, variant: str, scale: float, samples: int
+) -> dict | None:
+    """CoS index of the shallowest untied depth of one variant, over the seeds that all its depths share; None
+    below two depths.
+    """
+    depths = {int(key[2]): rows for key, rows in found.items()
+              if key[:2] == (task, film) and key[3:] == (variant, scale, samples) and key[2].isdigit()}  # fmt: skip
+    if len(depths) < 2:
+        return None
+    by_seed = {depth: {one["arguments"]["seed"]: one for one in rows} for depth, rows in depths.items()}
+    shared = set.intersection(*(set(rows) for rows in by_seed.values()))
+
+    def reach(seed: int, depth: int, steps: int) -> float:
+        one = by_seed[depth][seed]
+        return horizon(list(_decisions(one, "uniform")[steps].values()), one["chance"])
+
+    least = min(depths)
+    values = [
+        cos_index({d: reach(seed, d, 1) for d in sorted(depths)}, {s: reach(seed, least, s) for s in INDEX_STEPS})
+        for seed in sorted(shared)
+    ]
+    return interval(values) | {"depths": sorted(depths), "at": min(depths)} if values else None
+
+
+def summary(records: list[dict]) -> dict:
+    """Every group judged, and the index of every variant that has two depths or more."""
+    found = groups(records)
+    rows = []
+    for key, ones in found.items():
+        what = dict(zip(KEY, key, strict=True))
+        rows.append(what | judge(ones))
+        if what["variant"] == "levels":
+            rows.append(what | {"variant": "levels, staircase"} | judge(ones, "staircase"))
+    kinds = sorted({key[:2] + key[3:] for key in found})
+    named = KEY[:2] + KEY[3:]
+    indices = [dict(zip(named, kind, strict=True), **value) for kind in kinds if (value := index(found, *kind))]
+    return dict(groups=rows, cos_index=indices)
+
+
+def table(judged: dict) -> str:
+    """Markdown: decision with 1, 4 and 32 steps' reach, and the verdict, a row for each group."""
+    head = "task, film|blocks|variant|scale|films|seeds|horizon: 1 step|4|32|largest gain with room|verdict"
+    lines = ["| " + head.replace("|", " | ") + " |", "|" + "---|" * (head.count("|") + 1)]
+    for row in judged["groups"]:
+        reach = [f"{row['reach'][steps]['horizon']['value']:.2f}" for steps in ("1", "4", str(END))]
+        open_rows = [one for one in row["lengths"] if one["room"]]
+        best = max(open_rows, key=lambda one: one["gain"]["value"], default=None)
+        gain = (
+            f"{best['first']['value']:.2f} to {best['end']['value']:.2f} at {best['length']}"
+            if best
+            else "none has room"
+        )
+        run = f"{row['task']}, {row['film']}", row["depth"], row["variant"], f"{row['scale']:g}", f"{row['samples']:,}"
+        cells = *run, row["seeds"], *reach, gain, row["verdict"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=Path, default=Path("data/serial/validation"))
+    folder = parser.parse_args().records
+    judged = summary(load_records(folder))
+    write_json(folder / "summary.json", judged)
+    print(table(judged))
+
+
+if __name__ == "__main__":
+    main()
