@@ -12,7 +12,16 @@ import cosutils
 
 PACKAGE = Path(cosutils.__file__).parent
 GROUND = {"_check", "_files", "_quiet", "films", "metrics"}
-FLOORS = [GROUND, {"pipelines"}, {"hooks"}, {"mini"}, {"measures"}, {"report", "serial"}, {"training", "vbvr"}, {"scale"}]
+FLOORS = [
+    GROUND,
+    {"pipelines"},
+    {"hooks"},
+    {"mini"},
+    {"measures"},
+    {"report", "serial"},
+    {"training", "vbvr"},
+    {"scale"},
+]
 CORE = ("hooks/*.py", "pipelines/schedule.py")  # hooks, schedules and ensembles
 
 
