@@ -43,6 +43,13 @@ PRELOADED = (
 )  # fmt: skip
 
 
+def ended(error: pytest.ExceptionInfo) -> str:
+    """Name of the exception, or "refused" where a line of the package that raises or warns ended the test."""
+    last = error.traceback[-1]
+    speaks = str(last.statement).lstrip().startswith(("raise ", "warnings.warn("))
+    return "refused" if speaks and "cosutils" in Path(last.path).parts else error.typename
+
+
 class Outcomes:
     """A pytest plugin that notes how every test ended."""
 
@@ -57,7 +64,7 @@ class Outcomes:
     def pytest_runtest_makereport(self, item, call):
         report = (yield).get_result()
         if call.when == "call":
-            self.found[item.nodeid] = call.excinfo.typename if report.failed else report.outcome
+            self.found[item.nodeid] = ended(call.excinfo) if report.failed else report.outcome
         elif report.failed:
             self.found[item.nodeid] = f"{call.excinfo.typename} in {call.when}"
 

@@ -61,7 +61,7 @@ WRONG = {
         dict(tasks=["mase", "maze"]),
         "ValueError: unknown task 'mase'; tasks are maze, two_routes, ",
     ),
-    "steps": ("00_setup", dict(steps=0), "ValueError: steps must be 1 or more, got 0"),
+    "steps": ("00_setup", dict(steps=0), "ValueError: num_inference_steps must be 1 or more, got 0"),
     "name": (
         "14_paper_scale",
         dict(side=[1024]),
