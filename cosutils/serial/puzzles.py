@@ -5,12 +5,12 @@ A puzzle is a pure function of (task, length, seed), made for many seeds at once
 decides which split it belongs to, so that no puzzle of one split occurs in another; the seed ranges are
 disjoint as well.
 
-    ladder       ladder lottery: five lines, a rung in each of eight rows; where does the way end that begins at
-                 the mark, `length` rungs above the end?
-    ladder_most  control, the same boards: which of the four gaps holds most of the `length` rungs below the
-                 mark? (as many look-ups, in any order)
-    arrows       row i points to one other row; where do `length` hops from the marked row end, at which of 4 ends?
-    arrows_most  control: which of the four ends do most of `length` rows point at?
+- `ladder`: ladder lottery, five lines, a rung in each of eight rows; where does the way end that begins at the mark,
+  `length` rungs above the end?
+- `ladder_most`: control, the same boards: which of the four gaps holds most of the `length` rungs below the mark? (as
+  many look-ups, in any order)
+- `arrows`: row i points to one other row; where do `length` hops from the marked row end, at which of 4 ends?
+- `arrows_most`: control: which of the four ends do most of `length` rows point at?
 
 Every task has two films of three latent frames, the puzzle, the middle and the end. In "trail" the middle
 shows the way in the upper half of the ladder (the first half of the hops) and the end all of it, so that the
