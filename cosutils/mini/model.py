@@ -11,7 +11,7 @@ from ..pipelines.schedule import flow_sigmas
 from . import text
 from .codec import PatchCodec
 
-__all__ = ["SHIFT", "build_pipeline", "build_transformer", "condition", "generate", "teach"]
+__all__ = ["SHIFT", "build_pipeline", "build_transformer", "condition", "generate", "optimizers", "teach"]
 
 SHIFT = 5.0  # timestep shift of sampling, as in the paper
 
@@ -31,6 +31,17 @@ def build_pipeline(codec: PatchCodec, transformer: WanTransformer3DModel) -> Wan
         tokenizer=text.build_tokenizer(), text_encoder=text.build_text_encoder(), vae=codec,
         transformer=transformer.eval(), scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
     )  # fmt: skip
+
+
+def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for everything else; learning rates are the caller's."""
+    inside = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
+    known = {id(p) for p in inside}
+    rest = [p for p in model.parameters() if id(p) not in known]
+    return [
+        torch.optim.Muon(inside, lr=1.0, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
 
 
 def condition(codec: PatchCodec, latents: torch.Tensor) -> torch.Tensor:

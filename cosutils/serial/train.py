@@ -30,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 
 from .._files import read_json, writable_folder, write, write_json
+from ..mini.model import optimizers
 from ..pipelines.schedule import shifted
 from . import puzzles as world
 from .model import SHIFT, LoopedWan, build_codec, build_transformer, condition, embed, encode, hasten
@@ -139,17 +140,6 @@ def loss_of(args: Arguments, model, x0: torch.Tensor, given: torch.Tensor, words
 def average(averaged, current, count):
     """Exponential moving average of the weights that starts fast."""
     torch._foreach_lerp_(averaged, current, 1 - min(0.998, (1 + int(count)) / (10 + int(count))))
-
-
-def optimizers(model) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
-    inside = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
-    known = {id(p) for p in inside}
-    rest = [p for p in model.parameters() if id(p) not in known]
-    return [
-        torch.optim.Muon(inside, lr=1.0, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
 
 
 def validate(args: Arguments, model, codec, embeds, count: int = 256) -> dict[str, list[float]]:

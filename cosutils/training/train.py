@@ -38,7 +38,7 @@ from .._check import whole
 from .._files import new_folder, remove_leftovers, restore_folder, sha256, writable_folder, write, write_text
 from ..mini import split, tasks, text
 from ..mini.codec import PatchCodec
-from ..mini.model import build_pipeline, build_transformer, condition, teach
+from ..mini.model import build_pipeline, build_transformer, condition, optimizers, teach
 from ..pipelines.schedule import shifted
 from .evaluate import scores
 
@@ -157,17 +157,6 @@ def fit_codec(each: int = 400, by_content: bool = False) -> PatchCodec:
     """The codec, fitted to `each` training films of every task."""
     films = [split.training(name, k, by_content=by_content).ids for name in tasks.NAMES for k in range(each)]
     return PatchCodec.fit(np.stack(films))
-
-
-def optimizers(model) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
-    inside = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
-    known = {id(p) for p in inside}
-    rest = [p for p in model.parameters() if id(p) not in known]
-    return [
-        torch.optim.Muon(inside, lr=1.0, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
 
 
 def inherit(model, parent) -> None:
