@@ -1,7 +1,7 @@
 """Work in children of one process that has imported the libraries: each starts in no time, and is thrown away.
 
     python tests/forked.py tests '[["/tmp/copy", ["tests/test_record.py::test_x"]], ...]'
-    python tests/forked.py notebooks '[["notebooks/00_setup.ipynb", "/tmp/place/notebooks", {"puzzles": 2}], ...]'
+    python tests/forked.py notebooks '[["notebooks/01_setup.ipynb", "/tmp/place/notebooks", {"puzzles": 2}], ...]'
 
 Importing torch and diffusers takes seconds, a guarding test or a small notebook mostly less. What `tests` and
 `notebooks` below return for each job is printed as one JSON list, `WORKERS` jobs at a time.

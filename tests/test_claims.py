@@ -36,10 +36,10 @@ def test_values_that_are_all_equal_decide_only_where_they_are_many(value):
 def test_a_claim_is_decided_by_its_other_measure_where_one_does_not_vary():
     still = dict(value=0, low=0, high=0, n=12)
     numbers = {"maze/commitment": still, "maze/gain": number(-0.2, 0.01), "shelf/commitment": still}
-    got = {(j.key, j.task): j.verdict for j in judge("01_chain_of_steps", numbers, CLAIMS)}
+    got = {(j.key, j.task): j.verdict for j in judge("02_chain_of_steps", numbers, CLAIMS)}
     assert got["chain_of_steps.steps", "maze"] == "not supported"
     assert got["chain_of_steps.steps", "shelf"] == "undecided"
-    remarks = [j.remark for j in judge("01_chain_of_steps", numbers, CLAIMS) if j.key == "chain_of_steps.steps"]
+    remarks = [j.remark for j in judge("02_chain_of_steps", numbers, CLAIMS) if j.key == "chain_of_steps.steps"]
     assert remarks == ["", "no variation in commitment; no number for gain; recorded: commitment, gain"]
 
 
@@ -50,7 +50,7 @@ def test_claims_are_judged_by_task_and_a_missing_measure_decides_nothing():
         "shelf/alive_first": number(1, 1.2),
         "shelf/other": number(0, 1),
     }
-    found = judge("01_chain_of_steps", numbers, CLAIMS)
+    found = judge("02_chain_of_steps", numbers, CLAIMS)
     assert {(j.key, j.task): j.verdict for j in found if j.task} == {
         ("chain_of_steps.several", "maze"): "supported",
         ("chain_of_steps.several", "shelf"): "not supported",

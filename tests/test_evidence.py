@@ -30,8 +30,8 @@ def folders(tmp_path):
     """Claims, a default run on two tasks, a full run on one of them."""
     (tmp_path / "claims.yaml").write_text(CLAIMS)
     small = {"maze/damage": number(0.2, 0.4), "maze/again": number(0.2, 0.4), "shelf/damage": number(0, 0.1)}
-    record_numbers(tmp_path / "small", "02_noise", small, {"seeds": list(range(60)), "model": "none"})
-    record_numbers(tmp_path / "full", "02_noise", {"maze/damage": number(0.3, 0.32, 200)})
+    record_numbers(tmp_path / "small", "03_noise", small, {"seeds": list(range(60)), "model": "none"})
+    record_numbers(tmp_path / "full", "03_noise", {"maze/damage": number(0.3, 0.32, 200)})
     return tmp_path / "full", tmp_path / "small", tmp_path / "claims.yaml"
 
 
@@ -74,7 +74,7 @@ def test_without_any_record_every_claim_is_not_measured(folders, tmp_path):
 
 
 def test_two_records_of_a_section_are_refused(folders):
-    (folders[1] / "03_noise.json").write_text((folders[1] / "02_noise.json").read_text())
+    (folders[1] / "02_noise.json").write_text((folders[1] / "03_noise.json").read_text())
     with pytest.raises(ValueError, match="2 records of noise in .*02_noise.json, 03_noise.json"):
         evidence.gather(*folders)
 
@@ -115,14 +115,14 @@ def test_the_map_shows_a_sign_for_every_verdict(folders):
 
 
 def test_origin_tells_shipped_weights_from_others(folders, tmp_path):
-    path = folders[0] / "02_noise.json"
+    path = folders[0] / "03_noise.json"
     record = json.loads(path.read_text())
     record["provenance"] |= {"weights": "abc"}
     path.write_text(json.dumps(record))
     rows = evidence.origin({"full": folders[0], "default": folders[1]}, "cos-mini")
     assert [row[:3] for row in rows] == [
-        ["02_noise", "default", "– (not recorded)"],
-        ["02_noise", "full", "abc (other weights)"],
+        ["03_noise", "default", "– (not recorded)"],
+        ["03_noise", "full", "abc (other weights)"],
     ]
     assert "seeds 0..59" in rows[0][3] and "torch" in rows[0][4]
 

@@ -20,55 +20,55 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 # {notebook: other and small parameters}: every notebook has its row
 TINY = {
-    "00_setup": dict(tasks=["shelf", "maze"], puzzles=2, steps=2, first_seed=5),
-    "01_chain_of_steps": dict(tasks=["tictactoe"], puzzles=2, steps=3, first_seed=5),
-    "02_noise": dict(
+    "01_setup": dict(tasks=["shelf", "maze"], puzzles=2, steps=2, first_seed=5),
+    "02_chain_of_steps": dict(tasks=["tictactoe"], puzzles=2, steps=3, first_seed=5),
+    "03_noise": dict(
         tasks=["find_shape"], puzzles=2, steps=3, noised=[0, 2], frames=[1], cell_puzzles=2, cell_steps=[1],
         example_step=1,
     ),
-    "03_information_flow": dict(tasks=["find_shape"], puzzles=2, steps=6, noised=[0, 1, 5], renoised=[1]),
-    "04_working_memory": dict(
+    "04_information_flow": dict(tasks=["find_shape"], puzzles=2, steps=6, noised=[0, 1, 5], renoised=[1]),
+    "05_working_memory": dict(
         tasks=["occlusion"], puzzles=2, swap_puzzles=2, steps=3, swap_depths=[0.5], swap_until=[0.5]
     ),
-    "05_self_correction": dict(tasks=["find_shape"], puzzles=2, steps=3, first_seed=5),
-    "06_perception_before_action": dict(tasks=["maze"], puzzles=2, steps=3, first_seed=5),
-    "07_layers": dict(tasks=["find_shape"], puzzles=2, fit_puzzles=4, steps=2, probed=[0, 1]),
-    "08_latent_swapping": dict(tasks=["find_shape"], puzzles=2, choice_puzzles=1, steps=2, first_seed=5),
-    "09_frames_and_distillation": dict(
+    "06_self_correction": dict(tasks=["find_shape"], puzzles=2, steps=3, first_seed=5),
+    "07_perception_before_action": dict(tasks=["maze"], puzzles=2, steps=3, first_seed=5),
+    "08_layers": dict(tasks=["find_shape"], puzzles=2, fit_puzzles=4, steps=2, probed=[0, 1]),
+    "09_latent_swapping": dict(tasks=["find_shape"], puzzles=2, choice_puzzles=1, steps=2, first_seed=5),
+    "10_frames_and_distillation": dict(
         tasks=["find_shape"], puzzles=2, size=2, frame_counts=[5, 17], frame_steps=2, step_counts=[1, 2], steps=3
     ),
-    "10_ensemble": dict(
+    "11_ensemble": dict(
         tasks=["find_shape"], difficulty={}, puzzles=2, validation_puzzles=2, size=2, steps=3, merged_steps=[1],
         windows=2,
     ),
-    "11_evidence": dict(full="../data/results"),
-    "12_your_turn": dict(tasks=["shelf"], puzzles=2, steps=3, first_seed=5),
-    "13_benchmark": dict(
+    "14_evidence": dict(full="../data/results"),
+    "15_your_turn": dict(tasks=["shelf"], puzzles=2, steps=3, first_seed=5),
+    "16_benchmark": dict(
         tasks=["O-60"], steps=3, shown_steps=[0, 2], shown_layers=[1], channels=2, scale=dict(pixels=160, frames=9)
     ),
-    "14_paper_scale": dict(sides=[512], gpus=[1, 4]),
+    "17_paper_scale": dict(sides=[512], gpus=[1, 4]),
 }  # fmt: skip
-READERS = {"11_evidence"}  # reads the numbers of all others and records none of its own
+READERS = {"14_evidence"}  # reads the numbers of all others and records none of its own
 # {what is wrong: (notebook, parameters, the sentence)}
 WRONG = {
     "model": (
-        "12_your_turn",
+        "15_your_turn",
         dict(model="cos-maxi"),
         "ValueError: unknown model 'cos-maxi': choose 'cos-mini', an existing ",
     ),
     "task": (
-        "00_setup",
+        "01_setup",
         dict(tasks=["mase", "maze"]),
         "ValueError: unknown task 'mase'; tasks are maze, two_routes, ",
     ),
-    "steps": ("00_setup", dict(steps=0), "ValueError: num_inference_steps must be 1 or more, got 0"),
+    "steps": ("01_setup", dict(steps=0), "ValueError: num_inference_steps must be 1 or more, got 0"),
     "name": (
-        "14_paper_scale",
+        "17_paper_scale",
         dict(side=[1024]),
         "ValueError: unknown parameter 'side': did you mean 'sides'? This page has ",
     ),
     "puzzles": (
-        "12_your_turn",
+        "15_your_turn",
         dict(puzzles=1),
         "ValueError: an interval needs at least 2 values in one axis, all finite, got ",
     ),

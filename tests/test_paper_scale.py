@@ -28,18 +28,18 @@ SIZES = {
     "ti2v5b": dict(pixels=80, frames=17),
 }
 PAGES = [name for name in NOTEBOOKS if name[:2] <= "13" and name not in READERS]
-PARTS = {"wan21_i2v_14b": ["07_layers"], "wan22_ti2v_5b": ["02_noise"]}  # the others run on these pages alone
+PARTS = {"wan21_i2v_14b": ["08_layers"], "wan22_ti2v_5b": ["03_noise"]}  # the others run on these pages alone
 # shorter than the rows of `TINY`, or lists that have to fit four blocks and short films
 SMALL = {
-    "00_setup": dict(tasks=["shelf"]),
-    "02_noise": dict(steps=2, noised=[0, 1], example_step=1, example_puzzles=1, cell_steps=[1]),
-    "03_information_flow": dict(steps=2, noised=[0, 1], renoised=[1], kept=dict(rows=20, width=4)),
-    "04_working_memory": dict(steps=2),
-    "07_layers": dict(fit_puzzles=2, width=4),
-    "08_latent_swapping": dict(layers=[0, 2]),
-    "09_frames_and_distillation": dict(frame_counts=[5, 17], steps=2, step_counts=[2], size=1),
-    "10_ensemble": dict(size=2, steps=3, largest_batch=2),
-    "13_benchmark": dict(limit=1, steps=2, shown_steps=[0, 1]),
+    "01_setup": dict(tasks=["shelf"]),
+    "03_noise": dict(steps=2, noised=[0, 1], example_step=1, example_puzzles=1, cell_steps=[1]),
+    "04_information_flow": dict(steps=2, noised=[0, 1], renoised=[1], kept=dict(rows=20, width=4)),
+    "05_working_memory": dict(steps=2),
+    "08_layers": dict(fit_puzzles=2, width=4),
+    "09_latent_swapping": dict(layers=[0, 2]),
+    "10_frames_and_distillation": dict(frame_counts=[5, 17], steps=2, step_counts=[2], size=1),
+    "11_ensemble": dict(size=2, steps=3, largest_batch=2),
+    "16_benchmark": dict(limit=1, steps=2, shown_steps=[0, 1]),
 }
 CASES = [("vbvr_wan22", name) for name in PAGES] + [(preset, name) for preset, names in PARTS.items() for name in names]
 
@@ -89,6 +89,6 @@ def test_the_preset_names_every_page_and_only_what_is_there(preset, presets):
 
 
 def test_numbers_tell_the_loading_and_the_size(runs):
-    path = runs["wan21_i2v_14b", "07_layers"][1] / "07_layers.json"
+    path = runs["wan21_i2v_14b", "08_layers"][1] / "08_layers.json"
     facts = json.loads(path.read_text(encoding="utf-8"))["provenance"]
     assert facts["scale"] == SIZES["wan21"] and facts["loading"] == dict(preset="paper", device="cpu")

@@ -35,7 +35,7 @@ def test_the_depth_table_is_that_of_the_stored_scores():
 
 
 def test_the_deciding_table_is_that_of_the_stored_run():
-    stored = read_numbers(ROOT / "data" / "results" / "shallow" / "05_self_correction.json")
+    stored = read_numbers(ROOT / "data" / "results" / "shallow" / "06_self_correction.json")
     for row in shown("deciding").splitlines()[2:]:
         task, *cells = (cell.strip() for cell in row.strip("| ").split("|"))
         measures = ("corrected", "spoiled", "net", "solved_net")

@@ -30,7 +30,7 @@ from tiny import saved
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-GUIDE = nbformat.read(ROOT / "notebooks" / "14_paper_scale.ipynb", 4)
+GUIDE = nbformat.read(ROOT / "notebooks" / "17_paper_scale.ipynb", 4)
 STUDIES = {
     "benchmark": 5,
     "members": 10,
@@ -223,7 +223,7 @@ def test_every_cost_says_where_it_is_from():
 
 
 def test_the_guide_counts_what_the_files_say(place):
-    stored = json.loads((ROOT / "data" / "results" / "14_paper_scale.json").read_text())
+    stored = json.loads((ROOT / "data" / "results" / "17_paper_scale.json").read_text())
     full = stored["provenance"]["full"]
     assert set(full) == set(STUDIES)
     for name, cases in full.items():

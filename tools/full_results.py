@@ -1,6 +1,6 @@
 """Run notebooks with the preset `full` (N >= 200 per condition), or another one, and store their numbers with the book.
 
-    python tools/full_results.py [--preset full] [--workers 4] [--only 02_noise 10_ensemble]
+    python tools/full_results.py [--preset full] [--workers 4] [--only 03_noise 11_ensemble]
 
 Runs every notebook that `notebooks/params/<preset>.yaml` names, in a copy under `_build/<preset>`, and writes its
 numbers to `data/results/<preset>/<notebook>.json`; those of `full` the pages show beside the live ones. A notebook

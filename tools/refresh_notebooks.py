@@ -1,6 +1,6 @@
 """Execute notebooks with their default parameters and write clean, diff-able stored outputs.
 
-    python tools/refresh_notebooks.py [--store] [notebooks/01_chain_of_steps.ipynb ...]   (default: all of notebooks/)
+    python tools/refresh_notebooks.py [--store] [notebooks/02_chain_of_steps.ipynb ...]   (default: all of notebooks/)
 
 With --store the numbers that a notebook recorded replace those stored in `data/results`, and its last cell, which
 compares the two, is run once more.

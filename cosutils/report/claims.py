@@ -1,7 +1,7 @@
 """The paper's claims, each judged by ranges fixed beforehand (`data/claims.yaml`).
 
 numbers = {"maze/alive_first": results.mean_of(values), ...}
-print(verdict_text(judge("01_chain_of_steps", numbers)))
+print(verdict_text(judge("02_chain_of_steps", numbers)))
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def judge(
 ) -> list[Judgement]:
     """Judge every claim of a section on every task that has one of its measures.
 
-    section: the notebook's name such as "02_noise"; its claims have keys "noise.*". numbers: "task/measure" ->
+    section: the notebook's name such as "03_noise"; its claims have keys "noise.*". numbers: "task/measure" ->
     {value, low, high, n}. A measure that was not recorded leaves its claim "undecided", and is named; see
     `Judgement` for a claim of which none was. ValueError for a section without claims.
     """

@@ -140,7 +140,7 @@ def record_numbers(
     an empty record.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", section):
-        raise ValueError(f"a section is a plain file name such as '01_chain_of_steps', not {section!r}")
+        raise ValueError(f"a section is a plain file name such as '02_chain_of_steps', not {section!r}")
     if not numbers:
         raise ValueError(f"{section}: no numbers to record")
     facts = dict(provenance or {})
