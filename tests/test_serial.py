@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from cosutils.hooks.record import record
+from cosutils.mini.memory import RememberingWan
 from cosutils.serial import causes, evaluate, model, plan, puzzles, sampling, train, verdict
 
 TASKS = list(puzzles.TASKS)
@@ -180,7 +181,7 @@ def test_memory_is_used_kept_apart_by_branch_and_survives_a_folder(codec, ladder
         assert not torch.allclose(call(800), call(800, torch.zeros_like(x)))
         torch.testing.assert_close(call(1000), first)  # a new run
     net.save_pretrained(tmp_path)
-    again = model.RememberingWan.from_pretrained(tmp_path).eval()
+    again = RememberingWan.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(call(1000), again(entry, torch.full((4,), 1000.0), words, return_dict=False)[0])
     assert json.loads((tmp_path / "config.json").read_text())["in_channels"] == 8
 

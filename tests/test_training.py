@@ -19,6 +19,7 @@ from diffusers import WanImageToVideoPipeline
 from cosutils._files import new_folder, restore_folder, sha256
 from cosutils.mini import split, tasks
 from cosutils.mini.codec import PatchCodec
+from cosutils.mini.memory import RememberingWan
 from cosutils.mini.model import build_pipeline, build_transformer
 from cosutils.pipelines.loading import load
 from cosutils.training import evaluate, release, train
@@ -354,6 +355,27 @@ def test_a_student_learns_from_its_teacher(run, parent, tmp_path):
     train.train(dataclasses.replace(run, out=tmp_path / "run", teacher=parent, samples=32, every=32))
     (row,) = train.read_log(tmp_path / "run" / "log.jsonl")
     assert row["seen"] == 32 and "four_steps" in row and "ten_steps" not in row
+
+
+def test_a_model_with_a_memory_learns_from_its_first_estimate_and_is_released(run, parent, tmp_path):
+    plan = dataclasses.replace(run, out=tmp_path / "run", layers=2, samples=32, every=32, memory=True)
+    train.train(plan)
+    release.release(plan.out, tmp_path / "cos-mini-memory")
+    again = load(tmp_path / "cos-mini-memory").transformer
+    assert isinstance(again, RememberingWan)
+    assert again.patch_embedding.weight[:, -again.config.out_channels :].abs().max() > 0  # zero when it began
+    assert "sees its last estimate" in (tmp_path / "cos-mini-memory" / "README.md").read_text()
+
+
+def test_the_first_estimate_is_that_of_a_pass_without_memory(parent):
+    model = build_transformer(16, layers=2, memory=True).train()
+    train.inherit(model, build_transformer(16, layers=2))
+    entry, s, words = torch.randn(3, 36, 5, 10, 10), torch.tensor([0.9, 0.5, 0.3]), torch.randn(3, 16, 64)
+    memory = train.first_estimate(model, entry, s, words, 2)
+    with torch.no_grad():
+        v = model(entry, s * 1000, words, return_dict=False)[0]
+    torch.testing.assert_close(memory[1], entry[1, :16] - 0.5 * v[1])
+    assert not memory[2].any()
 
 
 def test_training_begins_from_nothing(run, tmp_path, monkeypatch):

@@ -10,15 +10,21 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, 
 from ..pipelines.schedule import flow_sigmas
 from . import text
 from .codec import PatchCodec
+from .memory import RememberingWan
 
 __all__ = ["SHIFT", "build_pipeline", "build_transformer", "condition", "generate", "optimizers", "teach"]
 
 SHIFT = 5.0  # timestep shift of sampling, as in the paper
 
 
-def build_transformer(z_dim: int = 16, layers: int = 10, width: int = 128, heads: int = 4) -> WanTransformer3DModel:
-    """A Wan transformer of 2.8 million parameters by default; 125 tokens for a film of 17 frames."""
-    return WanTransformer3DModel(
+def build_transformer(
+    z_dim: int = 16, layers: int = 10, width: int = 128, heads: int = 4, memory: bool = False
+) -> WanTransformer3DModel:
+    """A Wan transformer of 2.8 million parameters by default; 125 tokens for a film of 17 frames.
+
+    memory: it sees its last estimate (`RememberingWan`).
+    """
+    return (RememberingWan if memory else WanTransformer3DModel)(
         patch_size=(1, 2, 2), num_attention_heads=heads, attention_head_dim=width // heads, num_layers=layers,
         in_channels=2 * z_dim + 4, out_channels=z_dim, text_dim=64, freq_dim=64, ffn_dim=4 * width,
         cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,

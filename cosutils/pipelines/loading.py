@@ -83,8 +83,7 @@ def load(
         raise TypeError(f"model must be a name, a folder or a hub id, got {model!r}")
     named = str(model).split("-")[:2] == EMBEDDED.split("-") and os.sep not in str(model)
     folder = data_folder() / str(model) if named else Path(model).expanduser()
-    own = _own_components(folder)
-    embedded = named or bool(own)
+    embedded = named or bool(_own_components(folder))
     if revision is not None and (embedded or folder.is_dir()):
         raise ValueError(f"revision={revision!r} belongs to a model of the hub, but {str(model)!r} is a folder")
     chosen = schedule.preset(preset or ("mini" if embedded else "hf_default"))
@@ -96,10 +95,7 @@ def load(
         if named or (folder / SUMS).is_file():
             _verify(folder)
         with quiet():
-            parts = {
-                name: getattr(import_module(module), kind).from_pretrained(folder / name)
-                for name, (module, kind) in own.items()
-            }
+            parts = load_own(folder, dtypes)
             pipe = WanImageToVideoPipeline.from_pretrained(folder, **parts, dtype=dtypes, local_files_only=True)
         pipe.set_progress_bar_config(disable=True)  # a run takes a second
     else:
@@ -191,6 +187,16 @@ def _own_components(folder: Path) -> dict[str, tuple[str, str]]:
         return {name: kind for name, kind in pairs.items() if str(kind[0]).startswith("cosutils.")}
     except (ValueError, AttributeError):  # diffusers says what is wrong with it
         return {}
+
+
+def load_own(folder: Path, dtypes: dict[str, torch.dtype]) -> dict[str, Any]:
+    """The components of a pipeline folder that diffusers cannot load by itself, in the dtypes of their names."""
+    return {
+        name: getattr(import_module(module), kind).from_pretrained(
+            folder / name, torch_dtype=dtypes.get(name, dtypes["default"])
+        )
+        for name, (module, kind) in _own_components(folder).items()
+    }
 
 
 def _verify(folder: Path) -> None:

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from ..measures.probes import auc
+from ..mini.memory import RememberingWan
 from ..pipelines.schedule import flow_sigmas
 from . import puzzles as world
 from .evaluate import facts_of, load_run, write
-from .model import SHIFT, RememberingWan, condition, embed, encode, hasten
+from .model import SHIFT, condition, embed, encode, hasten
 from .sampling import noise_for, shares, steps_of
 
 __all__ = ["STATES", "dependence", "mistaken", "recovery", "verifier"]

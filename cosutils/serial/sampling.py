@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..mini.memory import RememberingWan
 from ..pipelines.schedule import flow_sigmas, shifted
 from . import puzzles as world
-from .model import CHANNELS, SHIFT, RememberingWan, _cells, condition, encode
+from .model import CHANNELS, SHIFT, _cells, condition, encode
 
 __all__ = ["Reading", "nearest", "noise_for", "parallel", "read", "shares", "staircase", "steps_of"]
 

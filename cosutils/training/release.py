@@ -21,7 +21,7 @@ from diffusers import WanImageToVideoPipeline
 from .._files import new_folder, sha256, writable_folder
 from ..mini import split, tasks, world
 from ..mini.codec import PatchCodec
-from ..pipelines.loading import SUMS
+from ..pipelines.loading import SUMS, load_own
 from .train import VALIDATED, read_log, read_state
 
 __all__ = ["codec_error", "learning_curve", "release"]
@@ -29,7 +29,8 @@ __all__ = ["codec_error", "learning_curve", "release"]
 CARD = """# {name}
 
 A video diffusion transformer small enough for a laptop: diffusers' `WanTransformer3DModel` with {parameters:.1f}
-million parameters ({layers} blocks of width {width}), run by the stock `WanImageToVideoPipeline`, for small puzzles
+million parameters ({layers} blocks of width {width}){memory},
+run by the stock `WanImageToVideoPipeline`, for small puzzles
 like the examples of "Demystifying Video Reasoning" (arXiv 2603.16870). Part of the project, under its licence.
 
 | file | what |
@@ -108,8 +109,8 @@ def release(run: Path, folder: Path) -> None:
     log, arguments = read_log(run / "log.jsonl"), read_state(run / "checkpoint.pt")["arguments"]
     if not log:
         raise ValueError(f"{run / 'log.jsonl'} is empty")
-    codec = PatchCodec.from_pretrained(run / "model" / "vae")
-    pipe = WanImageToVideoPipeline.from_pretrained(run / "model", vae=codec, local_files_only=True)
+    parts = load_own(run / "model", {"default": torch.float32})
+    pipe, codec = WanImageToVideoPipeline.from_pretrained(run / "model", **parts, local_files_only=True), parts["vae"]
     pipe.transformer.half()
     if not all(weight.isfinite().all() for weight in pipe.transformer.parameters()):
         raise ValueError(f"the weights in {run} are not finite in float16, nothing was released")
@@ -125,8 +126,9 @@ def release(run: Path, folder: Path) -> None:
         (part / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
         learning_curve(log, part / "learning-curve.png")
         config = pipe.transformer.config
+        memory = " that sees its last estimate (self-conditioning)" if arguments["memory"] else ""
         facts = dict(name=folder.name, seen=log[-1]["seen"], z_dim=codec.config.z_dim, layers=config.num_layers,
-                     parameters=pipe.transformer.num_parameters() / 1e6, arguments=_table(arguments),
+                     parameters=pipe.transformer.num_parameters() / 1e6, memory=memory, arguments=_table(arguments),
                      width=config.num_attention_heads * config.attention_head_dim)  # fmt: skip
         (part / "README.md").write_text(CARD.format(**facts, **codec_error(codec)), encoding="utf-8")
         files = sorted(p for p in part.rglob("*") if p.suffix in (".json", ".safetensors"))

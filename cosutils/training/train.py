@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from diffusers import WanTransformer3DModel
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -38,6 +39,7 @@ from .._check import whole
 from .._files import new_folder, remove_leftovers, restore_folder, sha256, writable_folder, write, write_text
 from ..mini import split, tasks, text
 from ..mini.codec import PatchCodec
+from ..mini.memory import RememberingWan
 from ..mini.model import build_pipeline, build_transformer, condition, optimizers, teach
 from ..pipelines.schedule import shifted
 from .evaluate import scores
@@ -57,11 +59,12 @@ class Plan:
     """The arguments of a training run; TypeError, ValueError or FileNotFoundError names the first that cannot be.
 
     out: the run's folder; weights: share of each task; samples: films to be seen; batch: films per process and step;
-    rate: peak learning rate; layers: blocks of the model; cooldown: the share of `samples` in which the rate falls to
-    zero; every: films between two checkpoints; shift: of the noise levels drawn; precision: "float32", "bfloat16", or
-    "auto" for the faster of both on this machine; split: "seed", or "content" to leave out every puzzle that
-    `split.part` keeps for reports and validation; init: a pipeline folder whose weights to start from; teacher: a
-    pipeline folder to distil a four-step student from (give it as `init` too).
+    rate: peak learning rate; layers: blocks of the model; memory: a `RememberingWan`, half of whose samples see the
+    estimate of a first pass (self-conditioning); cooldown: the share of `samples` in which the rate falls to zero;
+    every: films between two checkpoints; shift: of the noise levels drawn; precision: "float32", "bfloat16", or "auto"
+    for the faster of both on this machine; split: "seed", or "content" to leave out every puzzle that `split.part`
+    keeps for reports and validation; init: a pipeline folder whose weights to start from; teacher: a pipeline folder
+    to distil a four-step student from (give it as `init` too), which has no memory.
     """
 
     out: Path
@@ -70,6 +73,7 @@ class Plan:
     batch: int = 32
     rate: float = 3e-3
     layers: int = 10
+    memory: bool = False
     seed: int = 0
     device: str = "cpu"
     cooldown: float = 0.3
@@ -102,6 +106,8 @@ class Plan:
             tasks.get(task)
             if not 0 < weight < math.inf:
                 raise ValueError(f"the weight of {task} must be a positive number, got {weight!r}")
+        if self.memory and self.teacher is not None:
+            raise ValueError("a student has no memory: leave out either memory or teacher")
         for name in ("out", "init", "teacher"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)).expanduser())
@@ -172,6 +178,11 @@ def inherit(model, parent) -> None:
             weights[name] = value
         elif block in taken:
             weights[taken[block] + name.removeprefix(block)] = value
+    if isinstance(model, RememberingWan) and not isinstance(parent, RememberingWan):  # nothing is remembered yet
+        entry = weights["patch_embedding.weight"]
+        weights["patch_embedding.weight"] = torch.cat(
+            [entry, torch.zeros_like(entry[:, : model.config.out_channels])], 1
+        )
     for name, value in model.state_dict().items():
         if (given := weights.get(name)) is None or given.shape != value.shape:
             shape = "none" if given is None else tuple(given.shape)
@@ -244,6 +255,19 @@ def fastest(model, batch: int, device: torch.device, precision: str) -> Pace:
             f"films a second: {', '.join(found)}; chosen: {best[0]} with {kernels[best[1]][0].name.lower()}", flush=True
         )
     return Pace(best[0], kernels[best[1]])
+
+
+@torch.no_grad()
+def first_estimate(model: RememberingWan, entry: Tensor, s: Tensor, words: Tensor, count: int) -> Tensor:
+    """The memory of a batch, like x_s: x0hat of a pass without one for the first `count` samples, zero for the others.
+
+    entry: x_s and the condition (B, C + 4 + C, F, H, W); s: noise levels (B,); words: embeddings of the prompts.
+    """
+    x = entry[:, : model.config.out_channels]
+    memory = torch.zeros_like(x)
+    v = model(entry[:count], s[:count] * 1000, words[:count], return_dict=False)[0].float()
+    memory[:count] = x[:count] - s[:count, None, None, None, None] * v
+    return memory
 
 
 def validation(plan: Plan) -> list[tasks.Sample]:
@@ -358,7 +382,7 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
     source = plan.init if state is None else plan.out / "model"
     by_content = plan.split == "content"
     codec = fit_codec(by_content=by_content) if source is None else PatchCodec.from_pretrained(source / "vae")
-    model = build_transformer(codec.config.z_dim, plan.layers).to(device).train()
+    model = build_transformer(codec.config.z_dim, plan.layers, memory=plan.memory).to(device).train()
     tutor = None
     if plan.init is not None and state is None:
         inherit(model, WanTransformer3DModel.from_pretrained(plan.init / "transformer"))
@@ -406,7 +430,10 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
             else:
                 part = torch.randint(4, (len(x0),), generator=generator, device=device)
                 x, s, target = teach(tutor, x0, x1, given, words, part)
-            v = wrapped(torch.cat([x, given], 1), s * 1000, words, return_dict=False)[0]
+            entry, more = torch.cat([x, given], 1), {}
+            if plan.memory:
+                more["memory"] = first_estimate(model, entry, s, words, len(x0) // 2)
+            v = wrapped(entry, s * 1000, words, return_dict=False, **more)[0]
         loss = torch.nn.functional.mse_loss(v.float(), target)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -458,6 +485,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=Plan.batch, help="films per process and step")
     parser.add_argument("--rate", type=float, default=Plan.rate)
     parser.add_argument("--layers", type=int, default=Plan.layers)
+    parser.add_argument("--memory", action="store_true", help="let the model see its last estimate (self-conditioning)")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--device", default=Plan.device, choices=["cpu", "cuda"])
     parser.add_argument("--cooldown", type=float, default=Plan.cooldown)
