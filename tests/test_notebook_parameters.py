@@ -41,6 +41,7 @@ TINY = {
         tasks=["find_shape"], difficulty={}, puzzles=2, validation_puzzles=2, size=2, steps=3, merged_steps=[1],
         windows=2,
     ),
+    "12_serial": dict(lengths=[3], puzzles=4, step_counts=[1, 2]),
     "14_evidence": dict(full="../data/results"),
     "15_your_turn": dict(tasks=["shelf"], puzzles=2, steps=3, first_seed=5),
     "16_benchmark": dict(

@@ -400,7 +400,10 @@ def test_verdicts_follow_the_rules():
         assert verdict.judge(records)["verdict"] == expected
     deep = [recorded(s, 0.0, layers=2, first=0.5) for s in range(3)]
     judged = verdict.summary(cases[0][0] + deep)
-    assert len(judged["groups"]) == 2 and "| supported |" in verdict.table(judged)
+    assert len(judged["groups"]) == 2 and verdict.cells(judged)[1][0][-1] == "supported"
+    assert list(verdict.by_depth(judged, "ladder", "trail", "plain")) == [1, 2]
+    curve = verdict.decided(deep)[3]
+    assert [curve[steps]["value"] for steps in (1, 32)] == pytest.approx([0.51, 0.51]) and curve[1]["n"] == 3
     (index,) = judged["cos_index"]
     assert index["n"] == 3 and index["value"] == pytest.approx(0.5 / 5 / 0.2) and index["at"] == 1
 

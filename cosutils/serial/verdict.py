@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from .._files import read_json, write_json
 from .evaluate import cos_index, d50, horizon, interval
+from .train import Arguments
 
-__all__ = ["END", "groups", "judge", "load_records", "summary", "table"]
+__all__ = ["END", "by_depth", "cells", "decided", "flips", "groups", "judge", "load_records", "summary", "usual"]
 
 END, LEAST, ROOM, GAIN, SURE = 32, 3, 0.5, 0.2, 0.1  # steps, seeds, one pass at most, gain at least, lower end above
 KEY = ("task", "film", "depth", "variant", "scale", "samples")
@@ -134,10 +136,10 @@ def summary(records: list[dict]) -> dict:
     return dict(groups=rows, cos_index=indices)
 
 
-def table(judged: dict) -> str:
-    """Markdown: decision with 1, 4 and 32 steps' reach, and the verdict, a row for each group."""
-    head = "task, film|blocks|variant|scale|films|seeds|horizon: 1 step|4|32|largest gain with room|verdict"
-    lines = ["| " + head.replace("|", " | ") + " |", "|" + "---|" * (head.count("|") + 1)]
+def cells(judged: dict) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table of a `summary`, a row for each group: reach after 1, 4 and 32 steps, and verdict."""
+    head = ["task, film", "blocks", "variant", "scale", "films", "seeds", "reach: 1 step", "4", str(END)]
+    rows = []
     for row in judged["groups"]:
         reach = [f"{row['reach'][steps]['horizon']['value']:.2f}" for steps in ("1", "4", str(END))]
         open_rows = [one for one in row["lengths"] if one["room"]]
@@ -148,9 +150,51 @@ def table(judged: dict) -> str:
             else "none has room"
         )
         run = f"{row['task']}, {row['film']}", row["depth"], row["variant"], f"{row['scale']:g}", f"{row['samples']:,}"
-        cells = *run, row["seeds"], *reach, gain, row["verdict"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        rows.append([*map(str, run), str(row["seeds"]), *reach, gain, row["verdict"]])
+    return [*head, "largest gain with room", "verdict"], rows
+
+
+def usual(task: str, film: str, layers: int, variant: str) -> tuple:
+    """Key in `groups` of the runs with the usual scale of the latents and number of films."""
+    return task, film, str(layers), variant, Arguments.scale, Arguments.samples
+
+
+def decided(records: list[dict], sampler: str = "uniform") -> dict[int, dict[int, dict[str, float | int]]]:
+    """length -> steps -> decision accuracy, its mean over training seeds with Student's interval."""
+    seeds = [_decisions(one, sampler) for one in records]
+    return {
+        length: {steps: interval([one[steps][length] for one in seeds]) for steps in sorted(seeds[0])}
+        for length in sorted(seeds[0][1])
+    }
+
+
+def by_depth(judged: dict, task: str, film: str, variant: str) -> dict[int, dict]:
+    """Number of blocks -> the usual group of a `summary` with as many."""
+    found = {tuple(row[name] for name in KEY): row for row in judged["groups"]}
+    depths = sorted(int(key[2]) for key in found if key[2].isdigit() and key == usual(task, film, int(key[2]), variant))
+    return {depth: found[usual(task, film, depth, variant)] for depth in depths}
+
+
+def flips(folder: Path, layers: int, variant: str, length: int) -> dict[str, list[tuple[float, float]]]:
+    """What was exchanged -> (noise level, how often the leader changed then), mean over the seeds in `folder`.
+
+    FileNotFoundError where `cosutils.serial.causes` measured no such run.
+    """
+    found = [
+        one
+        for one in load_records(folder)
+        if tuple(one["arguments"][k] for k in ("layers", "variant")) == (layers, variant)
+    ]
+    if not found:
+        raise FileNotFoundError(
+            f"no {variant} runs of {layers} blocks in {folder}: run `python -m cosutils.serial.causes`"
+        )
+    rows: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in (row for one in found for row in one["dependence"] if row["length"] == length):
+        for state, value in row.items():
+            if isinstance(value, dict):
+                rows[state][row["sigma"]].append(value["flips"])
+    return {state: [(sigma, float(np.mean(values))) for sigma, values in line.items()] for state, line in rows.items()}
 
 
 def main() -> None:
@@ -159,7 +203,8 @@ def main() -> None:
     folder = parser.parse_args().records
     judged = summary(load_records(folder))
     write_json(folder / "summary.json", judged)
-    print(table(judged))
+    head, rows = cells(judged)
+    print(tabulate(rows, head, tablefmt="github", disable_numparse=True))
 
 
 if __name__ == "__main__":
