@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
 
+from .._check import whole
 from ..pipelines.schedule import flow_sigmas
 from . import text
 from .codec import PatchCodec
 from .memory import RememberingWan
+from .tasks.base import Sample
 
-__all__ = ["SHIFT", "build_pipeline", "build_transformer", "condition", "generate", "optimizers", "teach"]
+__all__ = ["SHIFT", "build_pipeline", "build_transformer", "condition", "films_of", "generate", "optimizers", "teach"]
 
 SHIFT = 5.0  # timestep shift of sampling, as in the paper
 
@@ -82,6 +86,41 @@ def generate(transformer, noise: torch.Tensor, given: torch.Tensor, embeds: torc
             v = free + guidance * (v - free)
         x = x + (s_next - s) * v.float()
     return x
+
+
+@torch.no_grad()
+def films_of(
+    pipe: WanImageToVideoPipeline,
+    samples: Sequence[Sample],
+    steps: int,
+    seed: int = 0,
+    guidance: float = 1.0,
+    batch: int = 32,
+) -> Iterator[np.ndarray]:
+    """One film (17, 80, 80, 3) in [0, 1] for each puzzle, as `generate` draws it, many puzzles in one batch.
+
+    The noise of sample k depends on (seed, sample seed) alone, not on the batch. ValueError for a model whose film is
+    not finite.
+    """
+    steps, batch = whole(steps, "the number of steps", least=1), whole(batch, "batch", least=1)
+    codec, device = pipe.vae, pipe.transformer.device
+    std = torch.tensor(codec.config.latents_std)[:, None, None, None]
+    blank = text.embed(pipe.tokenizer, pipe.text_encoder, [""]).to(device)
+    for start in range(0, len(samples), batch):
+        part = samples[start : start + batch]
+        latents = codec.encode_ids(torch.from_numpy(np.stack([s.ids for s in part])))
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + s.seed) for s in part]
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
+        embeds = text.embed(pipe.tokenizer, pipe.text_encoder, [s.prompt for s in part])
+        noise, given, embeds = noise.to(device), condition(codec, latents).to(device), embeds.to(device)
+        if isinstance(pipe.transformer, RememberingWan):
+            pipe.transformer.forget()
+        final = generate(pipe.transformer, noise, given, embeds, steps, blank, guidance)
+        if not torch.isfinite(final).all():
+            broken = next(s for s, film in zip(part, final, strict=True) if not torch.isfinite(film).all())
+            raise ValueError(f"the film of {broken.task} {broken.seed} is not finite: the model's weights are damaged")
+        films = codec.decode(final.cpu().float() * std).sample
+        yield from ((films + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1).numpy()
 
 
 @torch.no_grad()

@@ -16,49 +16,29 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .._check import whole, wholes
 from .._files import writable_folder
 from ..metrics import bootstrap_interval, rate_interval
-from ..mini import split, tasks, text
+from ..mini import split, tasks
 from ..mini.codec import PatchCodec
 from ..mini.controls import CONTROLS, control
-from ..mini.model import condition, generate
+from ..mini.model import films_of
 from ..pipelines import loading
 from ..report.results import interval_text, record_numbers
 
 __all__ = ["measure", "scores", "side_by_side", "table"]
 
 
-@torch.no_grad()
 def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, guidance: float = 1.0,
            batch: int = 32) -> list[tasks.Score]:  # fmt: skip
     """Score of one film per sample. The noise of sample k depends on (seed, sample seed) alone, not on the batch.
 
     ValueError for a model whose film is not finite.
     """
-    steps, batch = whole(steps, "the number of steps", least=1), whole(batch, "batch", least=1)
-    codec, device = pipe.vae, pipe.transformer.device
-    std = torch.tensor(codec.config.latents_std)[:, None, None, None]
-    blank = text.embed(pipe.tokenizer, pipe.text_encoder, [""]).to(device)
-    result = []
-    for start in range(0, len(samples), batch):
-        part = samples[start : start + batch]
-        latents = codec.encode_ids(torch.from_numpy(np.stack([s.ids for s in part])))
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + s.seed) for s in part]
-        noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
-        embeds = text.embed(pipe.tokenizer, pipe.text_encoder, [s.prompt for s in part])
-        noise, given, embeds = noise.to(device), condition(codec, latents).to(device), embeds.to(device)
-        final = generate(pipe.transformer, noise, given, embeds, steps, blank, guidance)
-        if not torch.isfinite(final).all():
-            broken = next(s for s, film in zip(part, final, strict=True) if not torch.isfinite(film).all())
-            raise ValueError(f"the film of {broken.task} {broken.seed} is not finite: the model's weights are damaged")
-        films = codec.decode(final.cpu().float() * std).sample
-        films = ((films + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1).numpy()
-        result += [s.score(film) for s, film in zip(part, films, strict=True)]
-    return result
+    films = films_of(pipe, samples, steps, seed, guidance, batch)
+    return [sample.score(film) for sample, film in zip(samples, films, strict=True)]
 
 
 def _numbers(prefix: str, rows: list[tasks.Score]) -> dict[str, dict]:

@@ -1,0 +1,39 @@
+"""Mazes by the length of their way, read with few and many steps."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from cosutils.measures import horizon
+from cosutils.mini import world
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return horizon.mazes(2)
+
+
+def test_each_group_holds_ways_of_its_length(groups):
+    for group, (least, most) in zip(groups, horizon.LENGTHS, strict=True):
+        assert len(group) == 2 and all(least <= horizon.moves(maze) <= most for maze in group)
+
+
+def test_a_true_film_is_read_as_right_and_an_empty_one_is_not(groups, monkeypatch):
+    films = [world.draw(maze.ids) for maze in groups[0]]
+    films[1] = np.repeat(films[1][:1], len(films[1]), 0)  # nothing moves
+    monkeypatch.setattr(horizon, "films_of", lambda *_: iter(films))
+    seen = horizon.read(None, groups[0], 1)
+    assert seen["cells"][0] == 1 and seen["leads"] == [1, 0] and seen["cells"][1] < 0.5
+
+
+def test_the_command_writes_a_row_for_each_length(tmp_path, monkeypatch):
+    out = tmp_path / "horizon.json"
+    monkeypatch.setattr(sys, "argv", f"x --models cos-mini-two --steps 1 --mazes 2 --out {out}".split())
+    horizon.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [tuple(row["moves"]) for row in rows] == list(horizon.LENGTHS)
+    assert all(row["cells"]["low"] <= row["cells"]["value"] <= row["cells"]["high"] for row in rows)
