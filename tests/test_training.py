@@ -17,6 +17,7 @@ import torch
 from diffusers import WanImageToVideoPipeline
 
 from cosutils._files import new_folder, restore_folder, sha256
+from cosutils.mini import model as embedded
 from cosutils.mini import split, tasks
 from cosutils.mini.codec import PatchCodec
 from cosutils.mini.memory import RememberingWan
@@ -411,8 +412,8 @@ def test_scores_do_not_depend_on_the_batch(pipe):
 
 def test_every_puzzle_is_scored_from_noise_of_its_own(pipe, monkeypatch):
     """The noise follows from both seeds alone: another for each puzzle and run, the same for a twin."""
-    used, generate = [], evaluate.generate
-    monkeypatch.setattr(evaluate, "generate", lambda *args: used.append(args[1]) or generate(*args))
+    used, generate = [], embedded.generate
+    monkeypatch.setattr(embedded, "generate", lambda *args: used.append(args[1]) or generate(*args))
     samples = [tasks.sample("shelf", 0), tasks.sample("shelf", 1), tasks.sample("shelf", 1, twin=True)]
     for seed in (0, 1):
         evaluate.scores(pipe, samples, steps=1, seed=seed)

@@ -3,8 +3,8 @@
     python -m cosutils.measures.horizon --models cos-mini cos-mini-shallow --steps 1 2 4 8 20
 
 writes `data/results/horizon.json`. A row is one model, number of steps and length of the way: the share of cells of the
-last frame that are right (`Score.parts["answer"]`), and how often the right goal leads. The mazes come from report seeds
-that no other number uses.
+last frame that are right (`Score.parts["answer"]`), and how often the right goal leads. The mazes come from report
+seeds that no other number uses.
 """
 
 from __future__ import annotations
