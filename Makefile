@@ -29,10 +29,9 @@ coverage: .venv/.installed
 book: .venv/.installed
 	$(BIN)/python tools/build_book.py --preset $(PRESET)
 
-# run the presets of N >= 200 puzzles per condition, on both models, and store their numbers (about three hours of CPU)
+# regenerate every stored number (N >= 200 puzzles per condition; about six hours of CPU); goes on where it was stopped
 full: .venv/.installed
 	$(BIN)/python tools/full_results.py
-	$(BIN)/python tools/full_results.py --preset shallow
 
 # write the notebooks' stored outputs again, default parameters (after new weights: the tool's --store)
 refresh: .venv/.installed
