@@ -32,8 +32,11 @@ def test_a_true_film_is_read_as_right_and_an_empty_one_is_not(groups, monkeypatc
 
 def test_the_command_writes_a_row_for_each_length(tmp_path, monkeypatch):
     out = tmp_path / "horizon.json"
-    monkeypatch.setattr(sys, "argv", f"x --models cos-mini-two --steps 1 --mazes 2 --out {out}".split())
+    monkeypatch.setattr(sys, "argv", f"x --models cos-mini-two --steps 2 --mazes 2 --out {out}".split())
     horizon.main()
     rows = json.loads(out.read_text())["rows"]
-    assert [tuple(row["moves"]) for row in rows] == list(horizon.LENGTHS)
+    assert [tuple(row["moves"]) for row in rows[::2]] == list(horizon.LENGTHS)
+    for one, two in zip(rows[::2], rows[1::2], strict=True):
+        added = two["cells"]["value"] - one["cells"]["value"]
+        assert (one["steps"], two["steps"]) == (1, 2) and added == pytest.approx(two["added"]["value"], abs=2e-4)
     assert all(row["cells"]["low"] <= row["cells"]["value"] <= row["cells"]["high"] for row in rows)
