@@ -2,9 +2,9 @@
 
     python -m cosutils.measures.horizon --models cos-mini cos-mini-shallow --steps 4 20
 
-writes `data/results/horizon.json`. A row is one model, number of steps and length of the way: the share of cells of the
-last frame that are right (`Score.parts["answer"]`), how often the right goal leads, and what the steps add to one pass of
-the same model, maze by maze. The mazes come from report seeds that no other number uses.
+writes `data/results/horizon.json`. A row is one model, number of steps and length of the way: the share of cells of
+the last frame that are right (`Score.parts["answer"]`), how often the right goal leads, and what the steps add to one
+pass of the same model, maze by maze. The mazes come from report seeds that no other number uses.
 
 The rule, older than the run: at a length, steps *extend* the horizon where the interval of what they add to the cells
 lies above .05, and *shorten* it where that lies below -.05.
