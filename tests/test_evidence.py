@@ -14,11 +14,12 @@ from cosutils.report.results import record_numbers
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 CLAIMS = """
-noise.step: {paper: Sec. 3.2, claim: Noise hurts., evidence: scores, measures: {damage: [0.25, 1.0]}}
+noise.step: {paper: Sec. 3.2, claim: Noise hurts., evidence: scores, measures: {damage: [0.25, 1.0]}, %s}
 noise.again:
-  {paper: "none, our control", claim: So does new noise., evidence: none, measures: {again: [0.1, .inf], late: [0, 1]}}
-layers.order: {paper: Sec. 5.1, claim: Layers differ., evidence: pictures, measures: {rank: [0.5, 1.0]}}
-"""
+  {paper: "none, our control", claim: So does new noise., evidence: none,
+   measures: {again: [0.1, .inf], late: [0, 1]}, %s}
+layers.order: {paper: Sec. 5.1, claim: Layers differ., evidence: pictures, measures: {rank: [0.5, 1.0]}, %s}
+""".replace("%s", "room: {}, known: no mechanism")
 
 
 def number(low, high, n=60):
@@ -47,7 +48,10 @@ def test_the_full_run_decides_and_the_default_run_where_there_is_none(folders):
     full, default, span = found[0].rows["damage"]
     assert (full["n"], default["n"], span) == (200, 60, (0.25, 1.0))
     assert found[2].rows["late"] == (None, None, (0, 1))
-    assert evidence.counts(found) == {"supported": 1, "undecided": 1, "not supported": 1, "not measured": 1}
+    words = {"supported": 1, "undecided": 1, "not supported": 1, "no room": 0, "not diagnostic": 0, "not measured": 1}
+    assert evidence.counts(found) == words
+    assert evidence.counts(found, ours=True) == dict.fromkeys(words, 0) | {"undecided": 1}
+    assert evidence.counts(found, ours=False) == words | {"undecided": 0}
     assert [f.ours for f in found] == [False, False, True, False]
 
 

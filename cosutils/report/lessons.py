@@ -16,6 +16,8 @@ from .evidence import SIGNS, Finding, number_text
 
 __all__ = ["LESSONS", "Lesson", "load_lessons", "told"]
 
+_SAID = {"no room": "without room to tell"}  # where a verdict does not read as an adjective
+
 
 class Lesson(NamedTuple):
     """What is said of claim `key` where all judged tasks support it (held) or refuse it (failed), and of a measure."""
@@ -78,9 +80,9 @@ def told(findings: Sequence[Finding], lessons: Sequence[Lesson]) -> str:
         elif len(parts["not supported"]) == len(judged):
             said = f"{lesson.failed} {agreed}"
         else:
-            shares = [f"{word} on {_listed(part)}" for word, part in parts.items() if part]
+            shares = [f"{_SAID.get(word, word)} on {_listed(part)}" for word, part in parts.items() if part]
             said = f"“{judged[0].claim.rstrip('.')}” is {'; '.join(shares)}."
-        numbers = _spread(judged, lesson.measure)
+        numbers = _spread(judged, lesson.measure) or "not measured"
         lines.append(f"- **{lesson.title}.** {said} {lesson.words}: {numbers}.")
     if silent:
         lines.append(f"- *Not measured*: {', '.join(silent)}.")
