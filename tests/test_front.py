@@ -79,7 +79,7 @@ def test_only_on_rotation_do_three_blocks_decide_more_than_they_spoil():
 
 
 def test_a_caption_in_words_follows_the_testbed(front):
-    """Both begin alike (the intervals of one pass overlap at every length), one verdict is firm and the other is not."""
+    """Both begin alike (the intervals of one pass overlap at every length)."""
     memory, plain = (front.group(SUMMARY, variant) for variant in ("memory", "plain"))
     for one, other in zip(memory["lengths"], plain["lengths"], strict=True):
         assert max(one["first"]["low"], other["first"]["low"]) < min(one["first"]["high"], other["first"]["high"])

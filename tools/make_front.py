@@ -2,11 +2,11 @@
 
     python tools/make_front.py [book/_static/front]
 
-`changes.png` and `spoils.png` hold the last frame of the clean estimate at every step, side by side; `data.js` the shares
-of the answers, which the page's script draws beside them; `strip.png` some steps of both runs, for the README and for
-readers without scripts or who want no motion. `deciding.svg` and `testbed.svg` are the two figures of the landing page;
-their text and axes take the colour of the page. All of it is kept in the repository: run the tool again when weights
-or records have changed (`tests/test_front.py` notices).
+`changes.png` and `spoils.png` hold the last frame of the clean estimate at every step, side by side; `data.js` the
+shares of the answers, which the page's script draws beside them; `strip.png` some steps of both, for the README and
+for readers without scripts. `deciding.svg` and `testbed.svg` are the two figures of the landing page; their text and
+axes take the colour of the page. All of it is kept in the repository: run the tool again when weights or records have
+changed (`tests/test_front.py` notices).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ STYLE = {
 
 
 def svg_text(fig: Figure, title: str) -> str:
-    """`fig` as an SVG to be put into a page: no size of its own, `INK` is the page's colour, `title` says what is seen."""
+    """`fig` as an SVG for a page: without a size, in the page's colour for `INK`; `title` says what is seen."""
     buffer = io.StringIO()
     fig.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     plt.close(fig)
