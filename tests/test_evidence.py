@@ -8,17 +8,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from cosutils.report import evidence, lessons
-from cosutils.report.claims import load_claims
+from cosutils.report import evidence
 from cosutils.report.results import record_numbers
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 CLAIMS = """
-noise.step: {paper: Sec. 3.2, claim: Noise hurts., evidence: scores, measures: {damage: [0.25, 1.0]}}
+noise.step: {paper: Sec. 3.2, claim: Noise hurts., evidence: scores, measures: {damage: [0.25, 1.0]}, %s}
 noise.again:
-  {paper: "none, our control", claim: So does new noise., evidence: none, measures: {again: [0.1, .inf], late: [0, 1]}}
-layers.order: {paper: Sec. 5.1, claim: Layers differ., evidence: pictures, measures: {rank: [0.5, 1.0]}}
-"""
+  {paper: "none, our control", claim: So does new noise., evidence: none,
+   measures: {again: [0.1, .inf], late: [0, 1]}, %s}
+layers.order: {paper: Sec. 5.1, claim: Layers differ., evidence: pictures, measures: {rank: [0.5, 1.0]}, %s}
+""".replace("%s", "room: {}, known: no mechanism")
 
 
 def number(low, high, n=60):
@@ -47,7 +47,10 @@ def test_the_full_run_decides_and_the_default_run_where_there_is_none(folders):
     full, default, span = found[0].rows["damage"]
     assert (full["n"], default["n"], span) == (200, 60, (0.25, 1.0))
     assert found[2].rows["late"] == (None, None, (0, 1))
-    assert evidence.counts(found) == {"supported": 1, "undecided": 1, "not supported": 1, "not measured": 1}
+    words = {"supported": 1, "undecided": 1, "not supported": 1, "no room": 0, "not diagnostic": 0, "not measured": 1}
+    assert evidence.counts(found) == words
+    assert evidence.counts(found, ours=True) == dict.fromkeys(words, 0) | {"undecided": 1}
+    assert evidence.counts(found, ours=False) == words | {"undecided": 0}
     assert [f.ours for f in found] == [False, False, True, False]
 
 
@@ -127,37 +130,6 @@ def test_origin_tells_shipped_weights_from_others(folders, tmp_path):
     assert "seeds 0..59" in rows[0][3] and "torch" in rows[0][4]
 
 
-def test_a_lesson_follows_from_the_verdicts_and_names_the_numbers(folders):
-    found = evidence.gather(*folders)
-    told = [
-        lessons.Lesson("noise.step", "Noise", "It hurts.", "It does not.", "damage", "Fall of the score"),
-        lessons.Lesson("noise.again", "New noise", "It hurts.", "It does not.", "again", "Fall"),
-        lessons.Lesson("layers.order", "Layers", "In order.", "In none.", "rank", "Rank"),
-    ]
-    assert lessons.told(found, told).splitlines() == [
-        "- **Noise.** “Noise hurts” is supported on maze; not supported on shelf. Fall of the score: 0.05 [0.00, 0.10]"
-        ", "
-        "N = 60 (shelf, default run); 0.31 [0.30, 0.32], N = 200 (maze).",
-        "- **New noise.** “So does new noise” is undecided on maze. Fall: 0.30 [0.20, 0.40], N = 60 (maze, default "
-        "run).",
-        "- *Not measured*: Layers.",
-    ]
-    maze, shelf = ([f for f in found if f.task in ("", task)] for task in ("maze", "shelf"))
-    assert lessons.told(maze, told[:1]).startswith(
-        "- **Noise.** It hurts. (Tasks: 1 of 1.) Fall of the score: 0.31 [0.30"
-    )
-    assert lessons.told(shelf, told[:1]).startswith("- **Noise.** It does not. (Tasks: 1 of 1.)")
-    with pytest.raises(ValueError, match="no claim 'noise.step'"):
-        lessons.told(found[3:], told)
-
-
-def test_a_malformed_lesson_is_refused_in_one_sentence(tmp_path):
-    path = tmp_path / "lessons.yaml"
-    path.write_text("a.b: {title: t, held: h, failed: f, measure: m}")
-    with pytest.raises(ValueError, match=r"lessons.yaml: a.b: no field 'words'; a lesson has the fields title, held, "):
-        lessons.load_lessons(path)
-
-
 def test_what_is_ours_are_controls_readings_and_measures_and_nothing_else():
     findings = evidence.gather(DATA / "nowhere", claims=DATA / "claims.yaml")
     ours = {f.key for f in findings if f.ours}
@@ -166,21 +138,3 @@ def test_what_is_ours_are_controls_readings_and_measures_and_nothing_else():
         assert f.ours == ("our" in f.paper.split()), f.key
         assert f.ours or f.paper.startswith(("Sec.", "ablations", "training-free")), f.key
         assert f.evidence.startswith("none") or not f.ours, f.key  # what is ours has no evidence of the paper
-
-
-def test_of_many_tasks_the_lowest_and_the_highest_number_are_told():
-    spans = dict(zip("abcde", (0.3, 0.1, 0.5, 0.2, 0.4), strict=True))
-    rows = {task: {"m": (number(value, value), None, (0.0, 1.0))} for task, value in spans.items()}
-    found = [evidence.Finding("x.y", "It is.", "", "", t, "supported", "full", row) for t, row in rows.items()]
-    text = lessons.told(found, [lessons.Lesson("x.y", "X", "Yes.", "No.", "m", "M")])
-    assert (
-        text == "- **X.** Yes. (Tasks: 5 of 5.) M: from 0.10 [0.10, 0.10], N = 60 (b) to 0.50 [0.50, 0.50], N = 60 (c)."
-    )
-
-
-def test_the_books_lessons_speak_of_its_claims():
-    claims = load_claims(DATA / "claims.yaml")
-    told = lessons.load_lessons(DATA / "lessons.yaml")
-    assert len(told) > 10
-    for lesson in told:
-        assert lesson.measure in claims[lesson.key]["measures"], lesson.key

@@ -9,6 +9,8 @@ import re
 import nbformat
 import pytest
 
+from cosutils.report.findings import finding
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ADVICE = "run `make refresh`"
@@ -68,7 +70,7 @@ def test_exactly_one_parameters_cell_of_plain_literals(code):
 def test_every_picture_has_alt_text_name_and_caption(code):
     names = []
     for cell in code:
-        for output in cell.outputs:
+        for output in () if "finding" in cell.metadata.get("tags", ()) else cell.outputs:
             if not any(kind.startswith("image/") or kind == "text/html" for kind in output.get("data", {})):
                 continue
             texts = output.metadata.get("cos")
@@ -77,6 +79,19 @@ def test_every_picture_has_alt_text_name_and_caption(code):
             assert cell.metadata.mystnb.figure == {"name": texts.name, "caption": texts.caption}, ADVICE
             names.append(texts.name)
     assert names and len(set(names)) == len(names)
+
+
+def test_a_chapter_opens_with_its_finding_and_folds_its_own_run(request, notebook, code):
+    name = request.node.callspec.params["notebook"].stem
+    if not "02" <= name[:2] <= "11":
+        pytest.skip("not a chapter on a section of the paper")
+    first = code[0]
+    assert first.metadata.tags == ["finding", "remove-input"] and f'finding("{name}")' in first.source
+    assert '<div class="finding"' in first.outputs[0].data["text/html"]
+    assert first.outputs[0].data["text/plain"] == repr(finding(name)), f"{ADVICE}, or the tool's --findings"
+    for cell in code:
+        if "print(verdict_text(" in cell.source or "print(beside(" in cell.source:
+            assert "hide-cell" in cell.metadata.tags and cell.metadata.mystnb.code_prompt_show, cell.source
 
 
 def test_metadata_holds_nothing_of_the_run_or_the_front_end(notebook):

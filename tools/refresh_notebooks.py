@@ -1,9 +1,10 @@
 """Execute notebooks with their default parameters and write clean, diff-able stored outputs.
 
-    python tools/refresh_notebooks.py [--store] [notebooks/02_chain_of_steps.ipynb ...]   (default: all of notebooks/)
+    python tools/refresh_notebooks.py [--store | --findings] [notebooks/02_chain_of_steps.ipynb ...]   (default: all)
 
 With --store the numbers that a notebook recorded replace those stored in `data/results`, and its last cell, which
-compares the two, is run once more.
+compares the two, is run once more. With --findings only the cells tagged "finding" are executed, which read stored
+records alone: for when these, the claims or the sentences have changed.
 
 Run twice it writes the same bytes: cell ids are fixed, timings and front-end metadata are dropped, streams
 merged. A notebook that raises is left as it was. Every figure's name, caption and alt text, which
@@ -26,11 +27,18 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+FOLDED = {  # tag -> what the reader opens
+    "own-verdicts": "This page's own small run: verdicts",
+    "own-numbers": "This page's own small run: numbers",
+}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def stamp_figures(nb: NotebookNode) -> NotebookNode:
-    """Copy the texts of each cell's figure or film into `mystnb` cell metadata; more than one per cell is refused."""
+    """Write the `mystnb` metadata of cells: the texts of a figure or film, and the name of what is `FOLDED`.
+
+    More than one figure per cell is refused.
+    """
     for cell in nb.cells:
         if cell.cell_type != "code":
             continue
@@ -41,6 +49,8 @@ def stamp_figures(nb: NotebookNode) -> NotebookNode:
         for text in texts:
             figure = {"name": text["name"], "caption": text["caption"]}
             cell.metadata["mystnb"] = {"figure": figure, "image": {"alt": text["alt"]}}
+        for tag in set(FOLDED) & set(cell.metadata.get("tags", ())):
+            cell.metadata["mystnb"] = {"code_prompt_show": FOLDED[tag], "code_prompt_hide": FOLDED[tag]}
     return nb
 
 
@@ -95,6 +105,33 @@ def write(nb: NotebookNode, path: pathlib.Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _client(nb: NotebookNode, path: pathlib.Path) -> NotebookClient:
+    resources = {"metadata": {"path": str(path.parent)}}
+    return NotebookClient(
+        nb, timeout=7200, startup_timeout=1800, kernel_name="python3", resources=resources, record_timing=False
+    )
+
+
+def renew_findings(path: pathlib.Path) -> bool:
+    """Execute the cells tagged "finding" alone, and count all cells afresh; True when the stored bytes changed."""
+    before = path.read_bytes()
+    nb = read(path)
+    code = [cell for cell in nb.cells if cell.cell_type == "code"]
+    chosen = [cell for cell in code if "finding" in cell.metadata.get("tags", ())]
+    if chosen:
+        client = _client(nb, path)
+        with client.setup_kernel():
+            for cell in chosen:
+                client.execute_cell(cell, nb.cells.index(cell))
+    for count, cell in enumerate(code, 1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = count
+    write(clean(nb), path)
+    return path.read_bytes() != before
+
+
 def refresh(path: pathlib.Path, store: bool = False) -> bool:
     """Execute one notebook in its own folder; True when its stored bytes changed. Raises what a cell raises.
 
@@ -102,10 +139,7 @@ def refresh(path: pathlib.Path, store: bool = False) -> bool:
     """
     before = path.read_bytes()
     nb = read(path)
-    resources = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(
-        nb, timeout=7200, startup_timeout=1800, kernel_name="python3", resources=resources, record_timing=False
-    )
+    client = _client(nb, path)
     with client.setup_kernel():
         for index, cell in enumerate(nb.cells):
             client.execute_cell(cell, index)
@@ -122,10 +156,14 @@ def refresh(path: pathlib.Path, store: bool = False) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=pathlib.Path, help="default: every notebook of notebooks/")
-    parser.add_argument("--store", action="store_true", help="store the recorded numbers in data/results too")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--store", action="store_true", help="store the recorded numbers in data/results too")
+    kind.add_argument("--findings", action="store_true", help="execute the finding boxes alone")
     arguments = parser.parse_args()
     for path in arguments.notebooks or sorted((ROOT / "notebooks").glob("*.ipynb")):
-        print(f"{path.name}: {'changed' if refresh(path.resolve(), arguments.store) else 'unchanged'}")
+        path = path.resolve()
+        changed = renew_findings(path) if arguments.findings else refresh(path, arguments.store)
+        print(f"{path.name}: {'changed' if changed else 'unchanged'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,19 @@
 """The paper's claims, each judged by ranges fixed beforehand (`data/claims.yaml`).
 
 numbers = {"maze/alive_first": results.mean_of(values), ...}
-print(verdict_text(judge("02_chain_of_steps", numbers)))
+judgements = judge("02_chain_of_steps", numbers)
+print(verdict_text(judgements))
+for one in summarise(judgements):
+    print(one.key, one.verdict, one.cells)
+
+A verdict is one of `VERDICTS`:
+
+- supported, not supported: the intervals of all measures lie inside their ranges, one lies wholly outside;
+- undecided: neither, or a number that is asked for was not recorded;
+- no room: a precondition of the claim (`room`) does not hold, so that the run could not have told;
+- not diagnostic: the ranges say supported, and they say so of a model of known mechanism of which the claim is false
+  (`known`); or they say not supported, and they say so of one of which it is true;
+- not measured: none of the claim's measures was recorded.
 """
 
 from __future__ import annotations
@@ -13,22 +25,39 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 from .._files import read_yaml
+from .results import read_numbers
 
 __all__ = [
+    "CALIBRATION",
     "CLAIMS",
+    "MECHANISMS",
     "NOT_MEASURED",
+    "VERDICTS",
+    "Calibration",
     "Judgement",
+    "Summary",
+    "calibrate",
     "interval",
+    "is_ours",
     "judge",
     "load_claims",
+    "pooled",
     "read_entries",
+    "separates",
+    "summarise",
     "verdict",
     "verdict_text",
 ]
 
 CLAIMS = pathlib.Path("../data/claims.yaml")  # as seen from the notebooks
+CALIBRATION = pathlib.Path("../data/results/calibration.json")
 NOT_MEASURED = "not measured"
+VERDICTS = ("supported", "undecided", "not supported", "no room", "not diagnostic", NOT_MEASURED)
+MECHANISMS = ("guess", "one_pass", "hop", "frames")  # models of known mechanism, `mini.known`
 FEW = 60  # of fewer equal values more than 5 % may be others: rule of three, 3 / n at 95 % (Hanley 1983, JAMA 249:1743)
 
 
@@ -37,7 +66,8 @@ class Judgement:
     """One claim on one task. rows: measure -> (recorded number or None, claimed range).
 
     A claim of which no task has a measure is one judgement with the verdict "not measured" and the task "".
-    remark: which of its measures were not recorded, and which left it undecided for want of variation, else "".
+    remark: which of its measures were not recorded, which left it undecided for want of variation, which precondition
+    failed, which known mechanism the ranges mistake, else "". by_ranges: the verdict by the ranges alone.
     """
 
     key: str
@@ -48,6 +78,12 @@ class Judgement:
     verdict: str
     rows: dict[str, tuple[Mapping[str, Any] | None, tuple[float, float]]]
     remark: str = ""
+    by_ranges: str = ""
+
+
+def is_ours(paper: str) -> bool:
+    """Is a claim a control, reading or measure of ours, not the paper's? Its field `paper` says so: "none, our ..."."""
+    return ", our " in paper
 
 
 def read_entries(path: pathlib.Path, fields: Iterable[str], what: str) -> dict[str, dict[str, Any]]:
@@ -66,15 +102,32 @@ def read_entries(path: pathlib.Path, fields: Iterable[str], what: str) -> dict[s
 
 
 def load_claims(path: str | os.PathLike[str] = CLAIMS) -> dict[str, dict[str, Any]]:
-    """The claims by key; ValueError where one has wrong fields or a range is not [low, high] with low < high."""
-    claims = read_entries(pathlib.Path(path), ("paper", "claim", "evidence", "measures"), "claim")
+    """The claims by key; ValueError where one has wrong fields or a range is not [low, high] with low < high.
+
+    room: ranges of the preconditions, perhaps none. known: {holds: [...], fails: [...]}, of which of `MECHANISMS` the
+    claim is true and of which it is false, or a text that says why they cannot tell.
+    """
+    fields = ("paper", "claim", "evidence", "measures", "room", "known")
+    claims = read_entries(pathlib.Path(path), fields, "claim")
     for key, claim in claims.items():
         if not isinstance(claim["measures"], dict) or not claim["measures"]:
             raise ValueError(f"{path}: {key}: measures are name: [low, high], got {claim['measures']!r}")
-        for name, span in claim["measures"].items():
+        if not isinstance(claim["room"], dict):
+            raise ValueError(f"{path}: {key}: room holds name: [low, high] or is {{}}, got {claim['room']!r}")
+        for name, span in (*claim["measures"].items(), *claim["room"].items()):
             ends = [end for end in span if type(end) in (int, float)] if isinstance(span, list) else []
             if len(ends) != 2 or len(span) != 2 or not ends[0] < ends[1]:
                 raise ValueError(f"{path}: {key}: the range of {name} is [low, high] with low < high, got {span!r}")
+        known = claim["known"]
+        if not (isinstance(known, str) and known) and not (
+            isinstance(known, dict)
+            and known.keys() == {"holds", "fails"}
+            and all(isinstance(part, list) and set(part) <= set(MECHANISMS) for part in known.values())
+        ):
+            raise ValueError(
+                f"{path}: {key}: known is a reason, or {{holds: [...], fails: [...]}} of {', '.join(MECHANISMS)}, "
+                f"got {known!r}"
+            )
     return claims
 
 
@@ -106,37 +159,134 @@ def verdict(intervals: Sequence[tuple[float, float]], claimed: Sequence[tuple[fl
     return "supported" if all(low >= start and high <= stop for (low, high), (start, stop) in pairs) else "undecided"
 
 
+# ---------------------------------------------------------------- what the known mechanisms say of a rule
+@dataclass(frozen=True)
+class Calibration:
+    """What a claim's ranges make of the known mechanisms on one task.
+
+    verdicts: mechanism -> verdict by the ranges alone, of those of which the claim is true (holds) or false (fails).
+    """
+
+    holds: Mapping[str, str]
+    fails: Mapping[str, str]
+
+    @property
+    def fooled(self) -> list[str]:
+        """Mechanisms of which the claim is false, and which are "supported"."""
+        return [name for name, word in self.fails.items() if word == "supported"]
+
+    @property
+    def missed(self) -> list[str]:
+        """Mechanisms of which the claim is true, and which are "not supported"."""
+        return [name for name, word in self.holds.items() if word == "not supported"]
+
+    @property
+    def diagnostic(self) -> bool:
+        """Do the ranges mistake none of them?"""
+        return not self.fooled and not self.missed
+
+
+def calibrate(claim: Mapping[str, Any], task: str, numbers: Mapping[str, Mapping[str, Any]]) -> Calibration | None:
+    """Judge the mechanisms that a claim names by its ranges on one task; None where no number of the claim's is there.
+
+    claim: an entry of `load_claims`. numbers: "mechanism/task/measure" -> {value, low, high, n}.
+    """
+    if isinstance(claim["known"], str):
+        return None
+    found: dict[str, dict[str, str]] = {"holds": {}, "fails": {}}
+    for side, names in claim["known"].items():
+        for name in names:
+            own = [numbers.get(f"{name}/{task}/{measure}") for measure in claim["measures"]]
+            if any(own):
+                spans = [(low, high) for low, high in claim["measures"].values()]
+                found[side][name] = verdict([interval(number) for number in own], spans)
+    return Calibration(**found) if any(found.values()) else None
+
+
+def separates(
+    known: Mapping[str, Sequence[str]], task: str, measure: str, numbers: Mapping[str, Mapping[str, Any]]
+) -> bool | None:
+    """Does a measure tell the mechanisms of which its claim is true from those of which it is false, on one task?
+
+    It does where no interval of the former meets one of the latter. None where either kind has no number.
+    """
+    sides = []
+    for names in (known["holds"], known["fails"]):
+        own = [numbers[f"{name}/{task}/{measure}"] for name in names if f"{name}/{task}/{measure}" in numbers]
+        if not own:
+            return None
+        sides.append([(number["low"], number["high"]) for number in own])
+    return all(one[1] < other[0] or other[1] < one[0] for one in sides[0] for other in sides[1])
+
+
+# ---------------------------------------------------------------- verdicts
 def judge(
-    section: str, numbers: Mapping[str, Mapping[str, Any]], claims: str | os.PathLike[str] = CLAIMS
+    section: str,
+    numbers: Mapping[str, Mapping[str, Any]],
+    claims: str | os.PathLike[str] = CLAIMS,
+    calibration: str | os.PathLike[str] = CALIBRATION,
 ) -> list[Judgement]:
     """Judge every claim of a section on every task that has one of its measures.
 
     section: the notebook's name such as "03_noise"; its claims have keys "noise.*". numbers: "task/measure" ->
-    {value, low, high, n}. A measure that was not recorded leaves its claim "undecided", and is named; see
-    `Judgement` for a claim of which none was. ValueError for a section without claims.
+    {value, low, high, n}. calibration: record of the known mechanisms; where there is no such file, or it lacks the
+    task, verdicts are those of the ranges and preconditions alone. A measure or precondition that was not recorded
+    leaves its claim "undecided", and is named; see `Judgement` for a claim of which no measure was. ValueError for a
+    section without claims.
     """
     prefix = section.partition("_")[2] + "."
     chosen = {key: claim for key, claim in load_claims(claims).items() if key.startswith(prefix)}
     if not chosen:
         raise ValueError(f"no claim of {claims} begins with {prefix!r}")
+    known = read_numbers(calibration) if pathlib.Path(calibration).is_file() else {}
     tasks = list(dict.fromkeys(name.partition("/")[0] for name in numbers))
-    recorded = ", ".join(dict.fromkeys(name.partition("/")[2] for name in numbers))
     found = []
     for key, claim in chosen.items():
-        spans = {measure: tuple(span) for measure, span in claim["measures"].items()}
-        of_task = {task: {m: numbers.get(f"{task}/{m}") for m in spans} for task in tasks}
-        measured = {task: own for task, own in of_task.items() if any(own.values())}
-        for task, own in (measured or {"": dict.fromkeys(spans)}).items():
-            intervals = [interval(number) for number in own.values()]
-            word = verdict(intervals, list(spans.values())) if measured else NOT_MEASURED
-            missing = [m for m, number in own.items() if number is None]
-            still = [m for m, number in own.items() if number is not None and _still(number) and word == "undecided"]
-            remarks = [f"no variation in {', '.join(still)}"] if still else []
-            remarks += [f"no number for {', '.join(missing)}; recorded: {recorded or 'none'}"] if missing else []
-            rows = {m: (own[m], span) for m, span in spans.items()}
-            texts = claim["claim"], claim["paper"], claim["evidence"]
-            found.append(Judgement(key, *texts, task, word, rows, "; ".join(remarks)))
+        measured = [task for task in tasks if any(f"{task}/{measure}" in numbers for measure in claim["measures"])]
+        found += [_judged(key, claim, task, numbers, known) for task in measured or [""]]
     return found
+
+
+def _judged(
+    key: str,
+    claim: Mapping[str, Any],
+    task: str,
+    numbers: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, Mapping[str, Any]],
+) -> Judgement:
+    """One claim on one task, "" where no task has a measure of it."""
+    rows = {measure: (numbers.get(f"{task}/{measure}"), tuple(span)) for measure, span in claim["measures"].items()}
+    room = {name: (numbers.get(f"{task}/{name}"), span) for name, span in claim["room"].items()} if task else {}
+    word = by_ranges = NOT_MEASURED
+    remarks = []
+    if task:
+        intervals = [interval(number) for number, _ in rows.values()]
+        word = by_ranges = verdict(intervals, [span for _, span in rows.values()])
+        still = [m for m, (number, _) in rows.items() if number is not None and _still(number)]
+        if still and word == "undecided":
+            remarks.append(f"no variation in {', '.join(still)}")
+    missing = [name for name, (number, _) in (rows | room).items() if number is None]
+    if missing:
+        recorded = ", ".join(dict.fromkeys(name.partition("/")[2] for name in numbers)) or "none"
+        remarks.append(f"no number for {', '.join(missing)}" + f"; recorded: {recorded}" * (not task))
+    if any(number is None for number, _ in room.values()):
+        word = "undecided"
+    outside = [name for name, (number, span) in room.items() if number and not span[0] <= number["value"] <= span[1]]
+    if outside:
+        word = "no room"
+        remarks = [f"{name} is not {_span(claim['room'][name])}" for name in outside]
+    test = calibrate(claim, task, known)
+    mistaken = [] if test is None else {"supported": test.fooled, "not supported": test.missed}.get(word, [])
+    if mistaken:
+        remarks.append(f"the ranges say {word} of {', '.join(mistaken)} too")
+        word = "not diagnostic"
+    texts = claim["claim"], claim["paper"], claim["evidence"]
+    return Judgement(key, *texts, task, word, rows, "; ".join(remarks), by_ranges)
+
+
+def _span(span: Sequence[float]) -> str:
+    low, high = (f"{end:g}" for end in span)
+    return f"≥ {low}" if span[1] == math.inf else f"≤ {high}" if span[0] in (0, -math.inf) else f"in {low} to {high}"
 
 
 def verdict_text(judgements: Sequence[Judgement]) -> str:
@@ -149,3 +299,76 @@ def verdict_text(judgements: Sequence[Judgement]) -> str:
         remark = f" ({j.remark})" if j.remark else ""
         lines.append(f"    {j.task:14s} {j.verdict}{remark}" if j.task else f"    {j.verdict}{remark}")
     return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- one summary for each claim
+@dataclass(frozen=True)
+class Summary:
+    """One claim over all its judgements (tasks, models).
+
+    numbers: measure -> its `pooled` number over the judgements with room, or None; cells: verdict -> how many
+    judgements have it.
+    """
+
+    key: str
+    claim: str
+    paper: str
+    ours: bool
+    verdict: str
+    numbers: Mapping[str, Mapping[str, Any] | None]
+    cells: Mapping[str, int]
+
+
+def pooled(numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Mean of one measure over tasks and models with a 95 % interval that holds their differences, n = how many.
+
+    A random-effects mean: variances from the single intervals, variance between them by DerSimonian and Laird, interval
+    by Hartung and Knapp with a t distribution (IntHout et al. 2014, BMC Med. Res. Methodol. 14:25). One number is
+    returned with its own interval; None for none, or where one has no interval.
+    """
+    if not numbers or any(number.get("low") is None for number in numbers):
+        return None
+    values = np.array([number["value"] for number in numbers], float)
+    if len(values) == 1:
+        return dict(value=values[0], low=numbers[0]["low"], high=numbers[0]["high"], n=1)
+    spread = np.array([number["high"] - number["low"] for number in numbers]) / (2 * stats.norm.ppf(0.975))
+    within = np.maximum(spread, 1e-3) ** 2  # an interval without width is not certainty
+    weights = 1 / within
+    fixed = (weights * values).sum() / weights.sum()
+    excess = (weights * (values - fixed) ** 2).sum() - (len(values) - 1)
+    between = max(0.0, excess / (weights.sum() - (weights**2).sum() / weights.sum()))
+    weights = 1 / (within + between)
+    mean = (weights * values).sum() / weights.sum()
+    error = np.sqrt((weights * (values - mean) ** 2).sum() / (len(values) - 1) / weights.sum())
+    half = stats.t.ppf(0.975, len(values) - 1) * max(error, 1 / np.sqrt(weights.sum()))
+    return dict(value=float(mean), low=float(mean - half), high=float(mean + half), n=len(values))
+
+
+def summarise(judgements: Sequence[Judgement]) -> list[Summary]:
+    """One summary for each claim over tasks and models, in the order in which claims come.
+
+    Judgements without room or without a measure do not count; where none is left, the verdict is theirs. Otherwise the
+    `pooled` numbers are judged by the claim's ranges. The result is "not diagnostic" where most of the judgements that
+    say the same by their ranges are.
+    """
+    found = []
+    for key in dict.fromkeys(one.key for one in judgements):
+        own = [one for one in judgements if one.key == key]
+        cells = {word: sum(one.verdict == word for one in own) for word in VERDICTS}
+        counted = [one for one in own if one.verdict not in ("no room", NOT_MEASURED)]
+        rows: dict[str, dict[str, Any] | None] = dict.fromkeys(own[0].rows)
+        word = "no room" if cells["no room"] else NOT_MEASURED
+        if counted:
+            for measure in rows:
+                given = [number for one in counted if (number := one.rows[measure][0]) is not None]
+                rows[measure] = pooled([number for number in given if not _still(number)])
+            spans = [span for _, span in own[0].rows.values()]
+            word = verdict([interval(number) for number in rows.values()], spans)
+            same = [one for one in counted if one.by_ranges == word != "undecided"]
+            if 2 * sum(one.verdict == "not diagnostic" for one in same) > len(same):
+                word = "not diagnostic"
+            elif 2 * sum(one.verdict == "undecided" for one in same) > len(same):
+                word = "undecided"
+        first = own[0]
+        found.append(Summary(key, first.claim, first.paper, is_ours(first.paper), word, rows, cells))
+    return found

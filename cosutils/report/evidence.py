@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 
 from .._files import read_json
 from ..mini.tasks import NAMES
-from .claims import CLAIMS, NOT_MEASURED, judge, load_claims
+from .claims import CALIBRATION, CLAIMS, NOT_MEASURED, Judgement, is_ours, judge, load_claims
 from .results import interval_text, read_numbers, weights_digest
 
 __all__ = ["SIGNS", "Finding", "counts", "gather", "number_text", "origin", "section_table", "verdict_map"]
 
-SIGNS = {"supported": "✓", "undecided": "?", "not supported": "✗"}
-_COLOURS = ("#9ecae1", "#eeeeee", "#fdae6b")  # told apart by the colour-blind, and black text reads on all three
+SIGNS = {"supported": "✓", "undecided": "?", "not supported": "✗", "no room": "○", "not diagnostic": "≈"}
+_COLOURS = ("#9ecae1", "#eeeeee", "#fdae6b", "#dadaeb", "#fff2ae")  # black text reads on all of them
 
 Rows = dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None, tuple[float, float]]]
 
@@ -35,7 +35,7 @@ class Finding:
     """One claim on one task. run: "full" or "default", the record it is judged by ("" where nothing was measured).
 
     rows: measure -> (number of the full run, number of the default run, claimed range), numbers as in `read_numbers`
-    or None.
+    or None. judgement: what it was judged by, as `claims.summarise` takes it.
     """
 
     key: str
@@ -46,6 +46,7 @@ class Finding:
     verdict: str
     run: str
     rows: Rows
+    judgement: Judgement | None = None
 
     @property
     def section(self) -> str:
@@ -53,8 +54,8 @@ class Finding:
 
     @property
     def ours(self) -> bool:
-        """Is it a control, reading or measure of ours, not a claim of the paper? `paper` says so: "none, our ..."."""
-        return ", our " in self.paper
+        """Is it a control, reading or measure of ours, not a claim of the paper? See `claims.is_ours`."""
+        return is_ours(self.paper)
 
 
 def _record(folder: str | os.PathLike[str], section: str) -> pathlib.Path | None:
@@ -70,20 +71,21 @@ def gather(
     default: str | os.PathLike[str] | None = None,
     claims: str | os.PathLike[str] = CLAIMS,
     model: str | None = None,
+    calibration: str | os.PathLike[str] = CALIBRATION,
 ) -> list[Finding]:
     """Judge every claim on every task: by the record in folder `full` where it has the task, else by that in `default`.
 
-    model: records that say they are of another one are left out; None takes all.
+    model: records that say they are of another one are left out; None takes all. calibration: as in `claims.judge`.
     Claims come in the order of the claims' file, tasks in the order in which they are listed in `tasks.NAMES`. A claim
     that neither folder has a number for is one finding with the verdict "not measured" and the task "".
     """
     listed = load_claims(claims)
-    judged: dict[tuple[str, str], dict[str, Any]] = {}
+    judged: dict[tuple[str, str], dict[str, Judgement]] = {}
     for section in dict.fromkeys(key.partition(".")[0] for key in listed):
         for run, folder in (("full", full), ("default", default)):
             path = None if folder is None else _record(folder, section)
             if path is not None and model in (None, read_json(path)["provenance"].get("model", model)):
-                for one in judge(path.stem, read_numbers(path), claims):
+                for one in judge(path.stem, read_numbers(path), claims, calibration):
                     if one.task:
                         judged.setdefault((one.key, one.task), {})[run] = one
     findings = []
@@ -98,16 +100,17 @@ def gather(
             for measure, (low, high) in claim["measures"].items():
                 numbers = [runs[r].rows[measure][0] if r in runs else None for r in ("full", "default")]
                 rows[measure] = (numbers[0], numbers[1], (low, high))
-            findings.append(Finding(key, *texts, task, runs[run].verdict, run, rows))
+            findings.append(Finding(key, *texts, task, runs[run].verdict, run, rows, runs[run]))
         if not tasks:
             rows = {measure: (None, None, (low, high)) for measure, (low, high) in claim["measures"].items()}
             findings.append(Finding(key, *texts, "", NOT_MEASURED, "", rows))
     return findings
 
 
-def counts(findings: Sequence[Finding]) -> dict[str, int]:
-    """How many findings have each verdict, "not measured" among them."""
-    return {word: sum(f.verdict == word for f in findings) for word in (*SIGNS, NOT_MEASURED)}
+def counts(findings: Sequence[Finding], ours: bool | None = None) -> dict[str, int]:
+    """How many findings have each verdict, "not measured" among them; ours: only ours (True), the paper's (False)."""
+    chosen = [f for f in findings if ours is None or f.ours == ours]
+    return {word: sum(f.verdict == word for f in chosen) for word in (*SIGNS, NOT_MEASURED)}
 
 
 def number_text(number: Mapping[str, Any] | None) -> str:
@@ -160,7 +163,7 @@ def verdict_map(findings: Sequence[Finding]) -> Figure:
         verdicts = [f.verdict for f in findings if f.key == key and f.task]
         text = f"{verdicts.count('supported')} of {len(verdicts)}" if verdicts else NOT_MEASURED
         ax.text(len(tasks) - 0.35, row, text, ha="left", va="center", fontsize=8)
-    ax.imshow(codes, cmap=ListedColormap(_COLOURS), vmin=-0.5, vmax=2.5, aspect="auto")
+    ax.imshow(codes, cmap=ListedColormap(_COLOURS), vmin=-0.5, vmax=len(SIGNS) - 0.5, aspect="auto")
     ax.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks], rotation=45, ha="left", fontsize=8)
     ours = {f.key for f in findings if f.ours}
     names = [key.replace("_", " ").replace(".", ": ") + " (ours)" * (key in ours) for key in keys]

@@ -1,0 +1,199 @@
+"""What a page finds, in words: written from the stored runs that decide, never from the run of the page.
+
+from cosutils.report.findings import finding
+
+finding("06_self_correction")  # shows as a box: a sentence, its number, the verdict for each model
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._files import read_json, read_yaml
+from ..pipelines.loading import data_folder
+from .claims import NOT_MEASURED, load_claims
+from .evidence import SIGNS, Finding, gather, number_text
+
+__all__ = ["MODELS", "Box", "Part", "Said", "finding", "load_findings", "say"]
+
+MODELS = {"ten blocks": "full", "three blocks": "shallow"}  # what readers call a model -> folder below data/results
+MIXED, NONE = "mixed", "on none"  # the tasks disagree: some support the claim, none does
+_FIELDS = {"claim", "model", "measure", "task", "words"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One claim of a page.
+
+    says: sentence for each verdict, for "mixed" and "on none"; the runs of `model` choose. `measure` of
+    `task` is the number that is quoted, called `words`; all three are "" where none is.
+    """
+
+    claim: str
+    model: str
+    says: Mapping[str, str]
+    measure: str = ""
+    task: str = ""
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Said:
+    """A part in words. number: "words: 0.31 [0.30, 0.32], N = 200 (maze, ten blocks)" or ""."""
+
+    claim: str
+    ours: bool
+    sentence: str
+    number: str
+    verdicts: Mapping[str, Mapping[str, Sequence[str]]]  # model -> verdict -> tasks; empty where it was not measured
+
+
+def load_findings(
+    path: str | os.PathLike[str] | None = None, claims: str | os.PathLike[str] | None = None
+) -> dict[str, list[Part]]:
+    """The parts of every section's finding; default: the book's own.
+
+    ValueError for a part that names a claim, model, measure or verdict that is none, or quotes a number without words.
+    """
+    path = data_folder() / "findings.yaml" if path is None else pathlib.Path(path)
+    known = load_claims(data_folder() / "claims.yaml" if claims is None else claims)
+    given = read_yaml(path)
+    common = given.pop("any", {})
+    found: dict[str, list[Part]] = {}
+    for section, entries in given.items():
+        for entry in entries:
+            here = f"{path}: {section}"
+            key, model = entry.get("claim"), entry.get("model")
+            if key not in known:
+                raise ValueError(f"{here}: no claim {key!r}")
+            if model not in MODELS:
+                raise ValueError(f"{here}: {key}: the model is one of {', '.join(MODELS)}, not {model!r}")
+            if entry.get("measure", "") not in ("", *known[key]["measures"]):
+                raise ValueError(f"{here}: {key}: its measures are {', '.join(known[key]['measures'])}")
+            if missing := [field for field in ("task", "words") if "measure" in entry and field not in entry]:
+                raise ValueError(f"{here}: {key}: a measure is quoted with its {missing[0]}")
+            says = {word: text for word, text in entry.items() if word not in _FIELDS}
+            if wrong := [word for word in says if word not in (*SIGNS, MIXED, NONE)]:
+                raise ValueError(f"{here}: {key}: no verdict is called {wrong[0]!r}; there are {', '.join(SIGNS)}")
+            number = {field: entry.get(field, "") for field in ("measure", "task", "words")}
+            found.setdefault(section, []).append(Part(key, model, common | says, **number))
+    return found
+
+
+def _tasks(names: Sequence[str]) -> str:
+    words = [name.replace("_", " ") for name in names]
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "no task"
+
+
+def say(part: Part, findings: Mapping[str, Sequence[Finding]]) -> Said:
+    """A part in words: the sentence of the verdict that all tasks of its model share.
+
+    Where they disagree it is that of "mixed" if some task supports the claim, else that of "on none".
+
+    findings: model -> its judged claims, as `evidence.gather` returns them. Where the model of the part was not run
+    the sentence speaks of the first that was. In a sentence {tasks} are those that support the claim, {others} the
+    rest, {claim} is the claim and {shares} tells which tasks have which verdict. ValueError where
+    no model has the claim.
+    """
+    own = {model: [f for f in found if f.key == part.claim] for model, found in findings.items()}
+    if not any(own.values()):
+        raise ValueError(f"no claim {part.claim!r} among the findings")
+    first = next(f for found in own.values() for f in found)
+    verdicts: dict[str, dict[str, list[str]]] = {}
+    for model, found in own.items():
+        words = dict.fromkeys(f.verdict for f in found if f.task)
+        ordered = [word for word in SIGNS if word in words] + [word for word in words if word not in SIGNS]
+        verdicts[model] = {word: [f.task for f in found if f.task and f.verdict == word] for word in ordered}
+    model = next((name for name in (part.model, *verdicts) if verdicts.get(name)), part.model)
+    split = verdicts.get(model, {})
+    word = (MIXED if "supported" in split else NONE) if len(split) > 1 else next(iter(split), NOT_MEASURED)
+    claim = first.claim.rstrip(".")
+    shares = "; ".join(f"{word} on {_tasks(tasks)}" for word, tasks in split.items())
+    template = part.says.get(word, "{claim}: {shares}." if split else "{claim}: not measured.")
+    supported = split.get("supported", [])
+    others = [f.task for f in own.get(model, []) if f.task and f.task not in supported]
+    sentence = template.format(claim=claim, shares=shares, tasks=_tasks(supported), others=_tasks(others))
+    number = ""
+    if part.measure:
+        quoted = {f.task: f.rows[part.measure][0] or f.rows[part.measure][1] for f in own.get(model, []) if f.task}
+        task = part.task if quoted.get(part.task) else next((t for t, value in quoted.items() if value), "")
+        if task:
+            number = f"{part.words}: {number_text(quoted[task])} ({task.replace('_', ' ')}, {model})"
+    return Said(first.claim, first.ours, sentence, number, verdicts)
+
+
+@dataclass(frozen=True)
+class Box:
+    """What a page finds, to be shown by a notebook: HTML with the class "finding", and the same as plain text."""
+
+    said: Sequence[Said]
+    source: str
+
+    def __repr__(self) -> str:
+        lines = ["What we find. " + " ".join(one.sentence for one in self.said)]
+        lines += [one.number for one in self.said if one.number]
+        for one in self.said:
+            lines.append(f"{one.claim}{' (ours)' if one.ours else ''}")
+            for model, split in one.verdicts.items():
+                counted = ", ".join(f"{word} {len(tasks)}" for word, tasks in split.items())
+                lines.append(f"    {model}: {counted or NOT_MEASURED}")
+        return "\n".join([*lines, self.source])
+
+    def _repr_html_(self) -> str:
+        models = list(dict.fromkeys(model for one in self.said for model in one.verdicts))
+        rows = []
+        for one in self.said:
+            cells = "".join(f"<td>{_chips(one.verdicts[model])}</td>" for model in models)
+            whose = ' <span class="finding-ours">ours</span>' if one.ours else ""
+            rows.append(f'<tr><th scope="row">{html.escape(one.claim)}{whose}</th>{cells}</tr>')
+        head = "".join(f'<th scope="col">{model}</th>' for model in models)
+        sentence = html.escape(" ".join(one.sentence for one in self.said))
+        numbers = "".join(f'<p class="finding-number">{html.escape(one.number)}</p>' for one in self.said if one.number)
+        return (
+            '<div class="finding" role="note" aria-label="What we find">'
+            f'<p class="finding-said"><span class="finding-title">What we find</span> {sentence}</p>{numbers}'
+            '<div class="finding-scroll"><table class="finding-verdicts"><thead>'
+            f'<tr><th scope="col">claim</th>{head}</tr>'
+            f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
+            f'<p class="finding-source">{html.escape(self.source)}</p></div>'
+        )
+
+
+def _chips(split: Mapping[str, Sequence[str]]) -> str:
+    """One chip for each verdict of a model: sign, word and number of tasks; the tasks stand in its title."""
+    if not split:
+        return f'<span class="verdict">{NOT_MEASURED}</span>'
+    chips = []
+    for word, tasks in split.items():
+        named = html.escape(_tasks(tasks))
+        text = f"{SIGNS.get(word, '·')} {word} {len(tasks)}"
+        chips.append(f'<span class="verdict verdict-{word.replace(" ", "-")}" title="{named}">{text}</span>')
+    return " ".join(chips)
+
+
+def finding(section: str, data: str | os.PathLike[str] | None = None) -> Box:
+    """What page `section`, such as "06_self_correction", finds, by the stored runs in `data`/results.
+
+    It does not depend on what the page runs. data: folder with claims.yaml, findings.yaml and results; default: the
+    book's own. ValueError for a section that has no finding.
+    """
+    data = data_folder() if data is None else pathlib.Path(data)
+    claims = data / "claims.yaml"
+    listed = load_findings(data / "findings.yaml", claims)
+    name = section.partition("_")[2]
+    if name not in listed:
+        raise ValueError(f"no finding for {section!r}; there are: {', '.join(listed)}")
+    found = {model: gather(data / "results" / folder, None, claims) for model, folder in MODELS.items()}
+    runs = []
+    for model, folder in MODELS.items():
+        path = data / "results" / folder / f"{section}.json"
+        if path.is_file():
+            facts: Mapping[str, Any] = read_json(path)["provenance"]
+            runs.append(f"{facts.get('model', 'cos-mini')} ({model})")
+    source = f"Judged by the stored runs of {' and '.join(runs)}; the number in a chip counts tasks."
+    return Box([say(part, found) for part in listed[name]], source)

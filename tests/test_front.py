@@ -1,0 +1,85 @@
+"""The landing page and the README say what is stored, and their pictures are those of the shipped weights."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cosutils.report.results import interval_text, read_numbers
+
+ROOT = Path(__file__).resolve().parents[1]
+FRONT = ROOT / "book" / "_static" / "front"
+SUMMARY = ROOT / "data" / "serial" / "report" / "summary.json"
+
+
+@pytest.fixture(scope="module")
+def front():
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        yield importlib.import_module("make_front")
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+
+
+def numbers(svg: str) -> np.ndarray:
+    return np.array([float(text) for text in re.findall(r"-?\d+\.?\d*", re.sub(r'(id|href|url)[="(#]+\w+', "", svg))])
+
+
+@pytest.mark.parametrize("name", ["deciding", "testbed"])
+def test_the_figures_are_those_of_the_records(front, name):
+    stored = (FRONT / f"{name}.svg").read_text()
+    made = front.deciding(ROOT / "data" / "results") if name == "deciding" else front.testbed(SUMMARY)
+    label = re.compile(r'aria-label="([^"]+)"')
+    assert label.search(stored)[1] == label.search(made)[1], "run tools/make_front.py"
+    assert numbers(stored).shape == numbers(made).shape and np.allclose(numbers(stored), numbers(made), atol=0.05)
+    assert "currentColor" in made and front.INK not in made
+
+
+def test_the_runs_are_those_of_the_shipped_weights(front):
+    stored = json.loads((FRONT / "data.js").read_text().removeprefix("window.cosFront = ").removesuffix(";\n"))
+    traces = front.runs()
+    for (name, trace), run in zip(traces.items(), stored, strict=True):
+        fresh = front.shares(name, trace)
+        assert run["case"] == fresh["case"] and (FRONT / run["picture"]).is_file()
+        assert np.allclose(run["right"], fresh["right"], atol=0.02) and np.allclose(
+            run["wrong"], fresh["wrong"], atol=0.02
+        )
+    changes, spoils = ([np.array(run[kind]) for kind in ("right", "wrong")] for run in stored)
+    crossing = int(np.argmax(changes[0] > changes[1]))
+    assert crossing == 7 and (changes[0] > changes[1])[crossing:].all()
+    assert spoils[0][0] > 0.5 and spoils[0][-1] < spoils[1][-1]
+
+
+@pytest.mark.parametrize("page", ["book/index.md", "README.md"])
+def test_the_first_sentences_hold_the_stored_numbers(front, page):
+    text = (ROOT / page).read_text()
+    stored = read_numbers(ROOT / "data" / "results" / "shallow" / "06_self_correction.json")
+    assert interval_text(stored["two_routes/solved_net"]) in text and interval_text(stored["two_routes/net"]) in text
+    for variant, rungs in (("memory", 3), ("plain", 2)):
+        found = front.group(SUMMARY, variant)
+        one = next(one for one in found["lengths"] if one["length"] == rungs)
+        assert interval_text(one["gain"]) in text and found["verdict"] in text
+        if variant == "memory":
+            assert f"from {one['first']['value']:.2f} to {one['end']['value']:.2f}" in text
+
+
+def test_only_on_rotation_do_three_blocks_decide_more_than_they_spoil():
+    """The landing page says so in words."""
+    for folder, wanted in (("shallow", {"rotation"}), ("full", set())):
+        stored = read_numbers(ROOT / "data" / "results" / folder / "06_self_correction.json")
+        assert {
+            name.split("/")[0] for name, found in stored.items() if name.endswith("/net") and found["low"] > 0
+        } == wanted
+
+
+def test_a_caption_in_words_follows_the_testbed(front):
+    """Both begin alike (the intervals of one pass overlap at every length)."""
+    memory, plain = (front.group(SUMMARY, variant) for variant in ("memory", "plain"))
+    for one, other in zip(memory["lengths"], plain["lengths"], strict=True):
+        assert max(one["first"]["low"], other["first"]["low"]) < min(one["first"]["high"], other["first"]["high"])
