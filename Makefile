@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 3
 PRESET ?= default
+ONLY ?=
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
@@ -26,8 +27,9 @@ coverage: .venv/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --cov=cosutils --cov-report=term tests
 
+# `make book ONLY=05` runs one notebook afresh and keeps the others as the last build left them
 book: .venv/.installed
-	$(BIN)/python tools/build_book.py --preset $(PRESET)
+	$(BIN)/python tools/build_book.py --preset $(PRESET) --workers $(WORKERS) $(if $(ONLY),--only $(ONLY))
 
 # regenerate every stored number (N >= 200 puzzles per condition; about six hours of CPU); goes on where it was stopped
 full: .venv/.installed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -115,19 +114,6 @@ def test_the_map_shows_a_sign_for_every_verdict(folders):
         "layers: order",
     ]
     plt.close(fig)
-
-
-def test_origin_tells_shipped_weights_from_others(folders, tmp_path):
-    path = folders[0] / "03_noise.json"
-    record = json.loads(path.read_text())
-    record["provenance"] |= {"weights": "abc"}
-    path.write_text(json.dumps(record))
-    rows = evidence.origin({"full": folders[0], "default": folders[1]}, "cos-mini")
-    assert [row[:3] for row in rows] == [
-        ["03_noise", "default", "– (not recorded)"],
-        ["03_noise", "full", "abc (other weights)"],
-    ]
-    assert "seeds 0..59" in rows[0][3] and "torch" in rows[0][4]
 
 
 def test_what_is_ours_are_controls_readings_and_measures_and_nothing_else():

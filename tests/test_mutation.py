@@ -471,10 +471,6 @@ CHANGES = {
         "report/evidence.py", 'if f.run == "full" else f"', 'if f.run else f"',
         "test_evidence.py::test_the_map_shows_a_sign_for_every_verdict",
     ),
-    "other weights called shipped": Change(
-        "report/evidence.py", '"shipped" if weights == here', '"shipped" if weights != here',
-        "test_evidence.py::test_origin_tells_shipped_weights_from_others",
-    ),
     "a refusal told as support": Change(
         "report/findings.py", 'MIXED if "supported" in split else NONE', 'NONE if "supported" in split else MIXED',
         "test_findings.py::test_the_sentence_follows_the_stored_verdicts",

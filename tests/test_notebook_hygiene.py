@@ -41,7 +41,7 @@ def test_a_cell_that_prints_or_shows_has_its_output(code):
     for cell in code:
         statements = [node for node in ast.parse(cell.source).body if not isinstance(node, ast.FunctionDef)]
         calls = {ast.unparse(n.func) for s in statements for n in ast.walk(s) if isinstance(n, ast.Call)}
-        if calls & {"print", "figures.show", "figures.show_film", "figures.show_table"}:
+        if calls & {"print", "figures.show", "figures.show_film", "figures.show_html", "figures.show_table"}:
             assert cell.outputs, f"{ADVICE}; no output below:\n{cell.source}"
 
 

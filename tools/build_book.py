@@ -1,16 +1,20 @@
 """Run every notebook with a preset's parameters in a copy of the book, then build the pages from that copy.
 
-    python tools/build_book.py [--preset default] [--workers 3] [--timeout 7200]
+    python tools/build_book.py [--preset default] [--workers 3] [--timeout 7200] [--only 05]
 
 1. `book/`, `notebooks/` and the two configuration files are copied to `_build/stage`, `data/` is linked.
 2. papermill runs each notebook (found by glob, several at a time) with the parameters that
    `notebooks/params/<preset>.yaml` gives it: {notebook name without .ipynb: {parameter: value}}.
    A notebook or parameter name that does not exist is an error; a name that begins with a dot only holds what other
    entries repeat by reference (YAML anchors).
-   `make_explorer.py` computes the pictures of the explorer page beside them.
+   `make_explorer.py` computes the pictures of the explorer page beside them. A line says when each begins and ends;
+   what else they say goes to `_build/log`.
 3. `_build/manifest.json` says what ran, with which parameters, how long, and what failed.
 4. Jupyter Book builds the staged copy without executing anything; every warning is an error.
 5. `_build/html` (pages) and `_build/results` (numbers) are replaced only when all of that went well.
+
+With `--only` the notebooks whose names begin so are run, and the others keep what the last build left of them; without
+an earlier build the outputs stored with the notebooks take their place.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ import subprocess
 import sys
 import time
 import tomllib
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import nbformat
@@ -64,11 +69,32 @@ def preset_parameters(root: pathlib.Path, preset: str) -> dict[str, dict[str, An
     return chosen
 
 
-def stage_tree(root: pathlib.Path, stage: pathlib.Path) -> None:
-    """Fresh copy of what the book is built from; the notebooks come later, executed."""
+def stage_tree(root: pathlib.Path, stage: pathlib.Path, kept: Sequence[str] = ()) -> None:
+    """Fresh copy of what the book is built from; the notebooks come later, executed.
+
+    kept: names of notebooks that stay as the last build, or else the repository, has them; the explorer's pictures stay
+    with them.
+    """
+    last = {name: stage / "notebooks" / f"{name}.ipynb" for name in kept}
+    texts = {name: (p if p.is_file() else root / "notebooks" / p.name).read_bytes() for name, p in last.items()}
+    explorer = stage / "book" / "_static" / "explorer"
+    aside = stage.with_name("explorer.kept")
+    shutil.rmtree(aside, ignore_errors=True)
+    if kept and explorer.is_dir():
+        os.rename(explorer, aside)
+    results = stage / "runs"
+    records = {p.name: p.read_bytes() for name in kept if (p := results / f"{name}.json").is_file()}
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(root / "book", stage / "book")
     (stage / "notebooks").mkdir()
+    for name, text in texts.items():
+        (stage / "notebooks" / f"{name}.ipynb").write_bytes(text)
+    if aside.is_dir():
+        os.rename(aside, explorer)
+    for name, text in records.items():
+        results.mkdir(exist_ok=True)
+        (results / name).write_bytes(text)
+    write_provenance(root / "data" / "results", stage / "book" / "_static" / "provenance.json")
     shutil.copy(root / "_toc.yml", stage)
     if (root / "data").is_dir():
         (stage / "data").symlink_to(root / "data", target_is_directory=True)
@@ -81,13 +107,33 @@ def stage_tree(root: pathlib.Path, stage: pathlib.Path) -> None:
     (stage / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
+def write_provenance(results: pathlib.Path, target: pathlib.Path) -> None:
+    """One file of what all stored records say of their runs: {folder: {section: provenance}}."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(results.glob("**/[0-9][0-9]_*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        folder = path.parent.relative_to(results.parent).as_posix()
+        found.setdefault(folder, {})[path.stem] = record["provenance"]
+    target.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def into_log(path: pathlib.Path) -> None:
+    """Send what this process and its kernels say from now on to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+
+
 def run_notebook(
     source: pathlib.Path, target: pathlib.Path, parameters: dict[str, Any], timeout: int = 7200
 ) -> dict[str, Any]:
     """Execute `source` into `target` and say how it went; the verdict comes from the exception alone.
 
-    timeout: seconds that one cell may take, 0 for no end.
+    timeout: seconds that one cell may take, 0 for no end. Warnings of others end in `_build/log`.
     """
+    print(f"{source.stem}: begins", flush=True)
+    into_log(target.parents[2] / "log" / f"{source.stem}.txt")
     record = {
         "notebook": source.name,
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
@@ -114,6 +160,7 @@ def run_notebook(
 
 def run_explorer(folder: pathlib.Path) -> dict[str, Any]:
     """Compute the explorer's pictures into `folder` and say how it went, as `run_notebook` does."""
+    print("explorer: begins", flush=True)
     start = time.perf_counter()
     command = [sys.executable, str(pathlib.Path(__file__).with_name("make_explorer.py")), str(folder)]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -126,16 +173,37 @@ def run_explorer(folder: pathlib.Path) -> dict[str, Any]:
 def run_all(
     root: pathlib.Path, stage: pathlib.Path, chosen: dict[str, dict[str, Any]], workers: int, timeout: int
 ) -> list[dict[str, Any]]:
-    """Execute the chosen notebooks and compute the explorer, `workers` at a time, each in a process of its own."""
-    with ProcessPoolExecutor(max_workers=max(1, min(workers, len(chosen) + 1))) as pool:
+    """Execute the chosen notebooks and compute the explorer, `workers` at a time, each in a process of its own.
+
+    The explorer is left out where its pictures are there. A line is printed as each ends, with the time that is left by
+    the seconds of the last build, or else by the mean so far.
+    """
+    manifest = root / "_build" / "manifest.json"
+    before = json.loads(manifest.read_text(encoding="utf-8"))["notebooks"] if manifest.is_file() else []
+    usual = {record["notebook"].removesuffix(".ipynb"): record["seconds"] for record in before}
+    explorer = stage / "book" / "_static" / "explorer"
+    names = [*chosen, *(["explorer"] if (stage / "book" / "explorer.md").is_file() and not explorer.is_dir() else [])]
+    workers = max(1, min(workers, len(names)))
+    print(f"{len(names)} to run, {workers} at a time: {', '.join(names)}", flush=True)
+    with ProcessPoolExecutor(max_workers=workers, max_tasks_per_child=1) as pool:
         folders = root / "notebooks", stage / "notebooks"
-        jobs = [
-            pool.submit(run_notebook, *(folder / f"{name}.ipynb" for folder in folders), values, timeout)
+        jobs = {
+            pool.submit(run_notebook, *(folder / f"{name}.ipynb" for folder in folders), values, timeout): name
             for name, values in chosen.items()
-        ]
-        if (stage / "book" / "explorer.md").is_file():
-            jobs.append(pool.submit(run_explorer, stage / "book" / "_static" / "explorer"))
-        return [job.result() for job in jobs]
+        }
+        if "explorer" in names:
+            jobs[pool.submit(run_explorer, explorer)] = "explorer"
+        ended: dict[str, dict[str, Any]] = {}
+        for job in as_completed(jobs):
+            record = ended[jobs[job]] = job.result()
+            mean = sum(one["seconds"] for one in ended.values()) / len(ended)
+            left = sum(usual.get(name, mean) for name in names if name not in ended) / workers
+            said = f"about {left / 60:.0f} min left" if len(ended) < len(names) else "all run"
+            print(
+                f"{jobs[job]}: {record['status']} in {record['seconds']:.0f} s ({len(ended)} of {len(names)}, {said})",
+                flush=True,
+            )
+    return [ended[name] for name in names]
 
 
 def mend_pages(pages: pathlib.Path) -> None:
@@ -163,22 +231,24 @@ def publish(new: pathlib.Path, final: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def build(root: pathlib.Path, preset: str, workers: int, timeout: int = 7200) -> int:
-    """Stage, run, build, publish; returns the exit status."""
-    chosen = preset_parameters(root, preset)
+def build(root: pathlib.Path, preset: str, workers: int, timeout: int = 7200, only: str = "") -> int:
+    """Stage, run, build, publish; returns the exit status. only: how the names of the notebooks to run begin."""
+    every = preset_parameters(root, preset)
+    chosen = {name: values for name, values in every.items() if name.startswith(only)}
+    if not chosen:
+        raise ValueError(f"no notebook's name begins with {only!r}; there are: {', '.join(every)}")
     output = root / "_build"
     stage = output / "stage"
-    stage_tree(root, stage)
+    stage_tree(root, stage, [name for name in every if name not in chosen])
     records = run_all(root, stage, chosen, workers, timeout)
     manifest = output / "manifest.json"
     temporary = manifest.with_suffix(".tmp")
     temporary.write_text(json.dumps({"preset": preset, "notebooks": records}, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, manifest)
-    for record in records:
-        print(f"{record['notebook']}: {record['status']} in {record['seconds']} s")
     if failed := [record for record in records if record["status"] != "ok"]:
         print(*(f"\n{record['notebook']}: {record['error']}" for record in failed), file=sys.stderr)
         return 1
+    print("building the pages", flush=True)
     command = [str(pathlib.Path(sys.executable).parent / "jupyter-book"), "build", str(stage)]
     command += ["--path-output", str(stage), "-W", "-n", "--keep-going", "-q"]
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -198,9 +268,10 @@ def main() -> int:
     parser.add_argument("--preset", default="default", help="a file of notebooks/params, without .yaml")
     parser.add_argument("--workers", type=int, default=3, help="notebooks run at the same time")
     parser.add_argument("--timeout", type=int, default=7200, help="seconds that one cell may take, 0 for no end")
+    parser.add_argument("--only", default="", help="run only notebooks whose names begin so, such as 05")
     arguments = parser.parse_args()
     try:
-        return build(ROOT, arguments.preset, arguments.workers, arguments.timeout)
+        return build(ROOT, arguments.preset, arguments.workers, arguments.timeout, arguments.only)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

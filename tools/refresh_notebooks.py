@@ -15,21 +15,26 @@ them.
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from nbformat.v4 import new_output
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDED = {  # tag -> what the reader opens
     "own-verdicts": "This page's own small run: verdicts",
     "own-numbers": "This page's own small run: numbers",
+    "by-task": "Verdicts task by task",
+    "all-numbers": "All numbers",
 }
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -50,7 +55,8 @@ def stamp_figures(nb: NotebookNode) -> NotebookNode:
             figure = {"name": text["name"], "caption": text["caption"]}
             cell.metadata["mystnb"] = {"figure": figure, "image": {"alt": text["alt"]}}
         for tag in set(FOLDED) & set(cell.metadata.get("tags", ())):
-            cell.metadata["mystnb"] = {"code_prompt_show": FOLDED[tag], "code_prompt_hide": FOLDED[tag]}
+            prompts = {"code_prompt_show": FOLDED[tag], "code_prompt_hide": FOLDED[tag]}
+            cell.metadata["mystnb"] = cell.metadata.get("mystnb", {}) | prompts
     return nb
 
 
@@ -105,26 +111,20 @@ def write(nb: NotebookNode, path: pathlib.Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _client(nb: NotebookNode, path: pathlib.Path) -> NotebookClient:
-    resources = {"metadata": {"path": str(path.parent)}}
-    return NotebookClient(
-        nb, timeout=7200, startup_timeout=1800, kernel_name="python3", resources=resources, record_timing=False
-    )
-
-
 def renew_findings(path: pathlib.Path) -> bool:
-    """Execute the cells tagged "finding" alone, and count all cells afresh; True when the stored bytes changed."""
+    """Run the cells tagged "finding" alone, in this process, and count all cells; True when the bytes changed."""
     before = path.read_bytes()
     nb = read(path)
     code = [cell for cell in nb.cells if cell.cell_type == "code"]
-    chosen = [cell for cell in code if "finding" in cell.metadata.get("tags", ())]
-    if chosen:
-        client = _client(nb, path)
-        with client.setup_kernel():
-            for cell in chosen:
-                client.execute_cell(cell, nb.cells.index(cell))
     for count, cell in enumerate(code, 1):
         cell.execution_count = count
+        if "finding" in cell.metadata.get("tags", ()):
+            *lines, last = ast.parse(cell.source).body
+            names: dict[str, Any] = {}
+            exec(compile(ast.Module(lines, []), path.name, "exec"), names)
+            box = eval(compile(ast.Expression(last.value), path.name, "eval"), names)
+            data = {"text/html": box._repr_html_(), "text/plain": repr(box)}
+            cell.outputs = [new_output("execute_result", data, execution_count=count)]
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count
@@ -139,7 +139,10 @@ def refresh(path: pathlib.Path, store: bool = False) -> bool:
     """
     before = path.read_bytes()
     nb = read(path)
-    client = _client(nb, path)
+    resources = {"metadata": {"path": str(path.parent)}}
+    client = NotebookClient(
+        nb, timeout=7200, startup_timeout=1800, kernel_name="python3", resources=resources, record_timing=False
+    )
     with client.setup_kernel():
         for index, cell in enumerate(nb.cells):
             client.execute_cell(cell, index)

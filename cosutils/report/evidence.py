@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from .._files import read_json
 from ..mini.tasks import NAMES
 from .claims import CALIBRATION, CLAIMS, NOT_MEASURED, Judgement, is_ours, judge, load_claims
-from .results import interval_text, read_numbers, weights_digest
+from .results import interval_text, read_numbers
 
-__all__ = ["SIGNS", "Finding", "counts", "gather", "number_text", "origin", "section_table", "verdict_map"]
+__all__ = ["SIGNS", "Finding", "counts", "gather", "number_text", "section_table", "verdict_map"]
 
 SIGNS = {"supported": "✓", "undecided": "?", "not supported": "✗", "no room": "○", "not diagnostic": "≈"}
 _COLOURS = ("#9ecae1", "#eeeeee", "#fdae6b", "#dadaeb", "#fff2ae")  # black text reads on all of them
@@ -179,30 +179,3 @@ def verdict_map(findings: Sequence[Finding]) -> Figure:
             ax.axhline(row - 0.5, color="0.4", lw=0.8)
     ax.spines[:].set_visible(False)
     return fig
-
-
-def origin(folders: Mapping[str, str | os.PathLike[str]], model: str) -> list[list[str]]:
-    """Where the numbers come from: for each record of `folders` (name of the run -> folder) one row of texts.
-
-    Columns: section, run, weights ("shipped" where the digest is that of the record's model, or of `model` where it
-    names none, as it lies here now), what else the record says of its run, versions.
-    """
-    rows = []
-    for run, folder in folders.items():
-        for path in sorted(pathlib.Path(folder).glob("[0-9][0-9]_*.json")):
-            facts = dict(read_json(path)["provenance"])
-            versions = " ".join(f"{name} {number}" for name, number in facts.pop("versions", {}).items())
-            weights, here = facts.pop("weights", None), weights_digest(facts.get("model", model))
-            state = "not recorded" if weights is None else "shipped" if weights == here else "other weights"
-            said = ", ".join(f"{name} {_short(value)}" for name, value in facts.items())
-            rows.append([path.stem, run, f"{weights or '–'} ({state})", said, versions])
-    return sorted(rows)
-
-
-def _short(value: Any) -> str:
-    """A list of consecutive whole numbers as its ends, anything else as it is."""
-    if not isinstance(value, list):
-        return str(value)
-    if len(value) > 4 and isinstance(value[0], int) and value == list(range(value[0], value[0] + len(value))):
-        return f"{value[0]}..{value[-1]}"
-    return " ".join(map(str, value))

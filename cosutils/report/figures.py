@@ -34,6 +34,7 @@ __all__ = [
     "picture_grid",
     "show",
     "show_film",
+    "show_html",
     "show_table",
     "signature",
     "step_frame_grid",
@@ -221,11 +222,8 @@ def show_table(
     beginning of a text -> class that the book's style colours. The rows are the output's text too. Raises ValueError
     where a row is too long or short.
     """
-    from IPython.display import display
-
-    texts = _checked_texts(name, alt, caption)
     parts = ["<thead><tr>", *(f'<th scope="col">{html.escape(word)}</th>' for word in head), "</tr></thead>"]
-    plain = [f"table {name}: {alt}", " | ".join(head)]
+    plain = [" | ".join(head)]
     for title, rows in groups.items():
         if wrong := [row for row in rows if len(row) != len(head)]:
             raise ValueError(f"a row of {len(wrong[0])} texts in a table of {len(head)} columns: {wrong[0]}")
@@ -248,9 +246,16 @@ def show_table(
             parts.append("</tr>")
             plain.append("  " + " | ".join(row))
         parts.append("</tbody>")
-    table = f'<table class="texts">{"".join(parts)}</table>'
+    show_html(f'<table class="texts">{"".join(parts)}</table>', "\n".join(plain), name, alt, caption)
+
+
+def show_html(table: str, plain: str, name: str, alt: str, caption: str | None = None) -> None:
+    """Display HTML that scrolls in its own box, with `plain` as its text; name, alt and caption as in `show`."""
+    from IPython.display import display
+
+    texts = _checked_texts(name, alt, caption)
     box = f'<div class="table-box" role="region" tabindex="0" aria-label="{html.escape(alt)}">{table}</div>'
-    display({"text/html": box, "text/plain": "\n".join(plain)}, raw=True, metadata={"cos": texts})
+    display({"text/html": box, "text/plain": f"table {name}: {alt}\n{plain}"}, raw=True, metadata={"cos": texts})
 
 
 # ---------------------------------------------------------------- plots

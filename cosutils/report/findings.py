@@ -16,13 +16,14 @@ from typing import Any
 
 from .._files import read_json, read_yaml
 from ..pipelines.loading import data_folder
-from .claims import NOT_MEASURED, load_claims
+from .claims import CALIBRATION, NOT_MEASURED, load_claims
 from .evidence import SIGNS, Finding, gather, number_text
 
 __all__ = ["MODELS", "Box", "Part", "Said", "finding", "load_findings", "say"]
 
 MODELS = {"ten blocks": "full", "three blocks": "shallow"}  # what readers call a model -> folder below data/results
 MIXED, NONE = "mixed", "on none"  # the tasks disagree: some support the claim, none does
+_SAID = {"no room": "without room to tell"}  # where a verdict does not read as an adjective
 _FIELDS = {"claim", "model", "measure", "task", "words"}
 
 
@@ -113,7 +114,7 @@ def say(part: Part, findings: Mapping[str, Sequence[Finding]]) -> Said:
     split = verdicts.get(model, {})
     word = (MIXED if "supported" in split else NONE) if len(split) > 1 else next(iter(split), NOT_MEASURED)
     claim = first.claim.rstrip(".")
-    shares = "; ".join(f"{word} on {_tasks(tasks)}" for word, tasks in split.items())
+    shares = "; ".join(f"{_SAID.get(word, word)} on {_tasks(tasks)}" for word, tasks in split.items())
     template = part.says.get(word, "{claim}: {shares}." if split else "{claim}: not measured.")
     supported = split.get("supported", [])
     others = [f.task for f in own.get(model, []) if f.task and f.task not in supported]
@@ -179,8 +180,9 @@ def _chips(split: Mapping[str, Sequence[str]]) -> str:
 def finding(section: str, data: str | os.PathLike[str] | None = None) -> Box:
     """What page `section`, such as "06_self_correction", finds, by the stored runs in `data`/results.
 
-    It does not depend on what the page runs. data: folder with claims.yaml, findings.yaml and results; default: the
-    book's own. ValueError for a section that has no finding.
+    It does not depend on what the page runs. Claims that no stored run has measured are left out.
+    data: folder with claims.yaml, findings.yaml and results; default: the book's own. ValueError for a
+    section that has no finding.
     """
     data = data_folder() if data is None else pathlib.Path(data)
     claims = data / "claims.yaml"
@@ -188,7 +190,11 @@ def finding(section: str, data: str | os.PathLike[str] | None = None) -> Box:
     name = section.partition("_")[2]
     if name not in listed:
         raise ValueError(f"no finding for {section!r}; there are: {', '.join(listed)}")
-    found = {model: gather(data / "results" / folder, None, claims) for model, folder in MODELS.items()}
+    calibration = data / "results" / CALIBRATION.name
+    found = {
+        model: gather(data / "results" / folder, None, claims, calibration=calibration)
+        for model, folder in MODELS.items()
+    }
     runs = []
     for model, folder in MODELS.items():
         path = data / "results" / folder / f"{section}.json"
@@ -196,4 +202,5 @@ def finding(section: str, data: str | os.PathLike[str] | None = None) -> Box:
             facts: Mapping[str, Any] = read_json(path)["provenance"]
             runs.append(f"{facts.get('model', 'cos-mini')} ({model})")
     source = f"Judged by the stored runs of {' and '.join(runs)}; the number in a chip counts tasks."
-    return Box([say(part, found) for part in listed[name]], source)
+    said = [say(part, found) for part in listed[name]]
+    return Box([one for one in said if any(one.verdicts.values())], source)
