@@ -30,8 +30,9 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import Any
 
 import nbformat
@@ -41,6 +42,10 @@ from refresh_notebooks import stamp_figures, write
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LITERALS = (bool, int, float, str, list, dict)
+DESCRIPTION = (
+    "Do video models reason along their denoising steps? The claims of Demystifying Video Reasoning, measured on small "
+    "models whose answers can be read exactly."
+)
 BINDER, COLAB = "https://mybinder.org", "https://colab.research.google.com"
 
 
@@ -117,12 +122,20 @@ def write_provenance(results: pathlib.Path, target: pathlib.Path) -> None:
     target.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def into_log(path: pathlib.Path) -> None:
-    """Send what this process and its kernels say from now on to a file."""
+@contextmanager
+def into_log(path: pathlib.Path) -> Iterator[None]:
+    """Send what this process and its kernels say to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
+    before = {stream: os.dup(stream) for stream in (1, 2)}
+    try:
+        with path.open("wb") as file:
+            for stream in before:
+                os.dup2(file.fileno(), stream)
+            yield
+    finally:
+        for stream, copy in before.items():
+            os.dup2(copy, stream)
+            os.close(copy)
 
 
 def run_notebook(
@@ -133,7 +146,6 @@ def run_notebook(
     timeout: seconds that one cell may take, 0 for no end. Warnings of others end in `_build/log`.
     """
     print(f"{source.stem}: begins", flush=True)
-    into_log(target.parents[2] / "log" / f"{source.stem}.txt")
     record = {
         "notebook": source.name,
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
@@ -142,16 +154,17 @@ def run_notebook(
     }
     start = time.perf_counter()
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(target),
-            parameters=parameters,
-            cwd=str(target.parent),
-            kernel_name="python3",
-            progress_bar=False,
-            execution_timeout=timeout or None,
-            start_timeout=1800,
-        )
+        with into_log(target.parents[2] / "log" / f"{source.stem}.txt"):
+            papermill.execute_notebook(
+                str(source),
+                str(target),
+                parameters=parameters,
+                cwd=str(target.parent),
+                kernel_name="python3",
+                progress_bar=False,
+                execution_timeout=timeout or None,
+                start_timeout=1800,
+            )
         write(stamp_figures(nbformat.read(target, 4)), target)
     except Exception as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
@@ -185,7 +198,7 @@ def run_all(
     names = [*chosen, *(["explorer"] if (stage / "book" / "explorer.md").is_file() and not explorer.is_dir() else [])]
     workers = max(1, min(workers, len(names)))
     print(f"{len(names)} to run, {workers} at a time: {', '.join(names)}", flush=True)
-    with ProcessPoolExecutor(max_workers=workers, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(max_workers=workers) as pool:
         folders = root / "notebooks", stage / "notebooks"
         jobs = {
             pool.submit(run_notebook, *(folder / f"{name}.ipynb" for folder in folders), values, timeout): name
@@ -207,12 +220,22 @@ def run_all(
 
 
 def mend_pages(pages: pathlib.Path) -> None:
-    """Remove what the theme and Sphinx write and the book cannot want.
+    """Remove what the theme and Sphinx write and the book cannot want, and say in each head what the book is.
 
-    The loader of live code, which names a CDN (twice), and the list role of the bibliography, whose entries are none.
+    Removed are the loader of live code, which names a CDN (twice), the list role of the bibliography, whose entries are
+    none, and a title that says the same twice. Added are a description and a picture for those who link to the page.
     """
     for page in pages.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
+        text = re.sub(r"<title>(.+?) &#8212; \1</title>", r"<title>\1</title>", text)
+        title = re.search(r"<title>(.+?)</title>", text)
+        if "</head>" in text and title:
+            up = "../" * (len(page.relative_to(pages).parts) - 1)
+            picture = f"{up}_static/front/strip.png"
+            tags = {"og:title": title[1], "og:description": DESCRIPTION, "og:type": "article", "og:image": picture}
+            head = "".join(f'<meta property="{name}" content="{text}" />\n' for name, text in tags.items())
+            head += f'<meta name="description" content="{DESCRIPTION}" />\n'
+            text = text.replace("</head>", head + "</head>", 1)
         text = re.sub(r"\s*<script>const THEBE_JS_URL.*?</script>", "", text, flags=re.S)
         text = re.sub(r'\s*<script[^>]*src="[^"]*sphinx-thebe\.js[^"]*"></script>', "", text)
         text = re.sub(r'\s*<script type="text/x-thebe-config">.*?</script>', "", text, flags=re.S)
