@@ -96,12 +96,12 @@ def _plot(number: Mapping[str, Any], row: Row) -> str:
 def _cell(row: Row, model: str) -> str:
     one = row.summaries.get(model)
     if one is None:
-        return f"<td>{chip(NOT_MEASURED)}</td>"
+        return f'<td data-model="{model}">{chip(NOT_MEASURED)}</td>'
     tasks = " ".join(f"{SIGNS[word]}&nbsp;{count}" for word, count in one.cells.items() if count and word in SIGNS)
     said = f'{chip(one.verdict)} <span class="overview-tasks">{tasks}</span>'
     if (number := one.numbers.get(row.measure)) is None:
-        return f"<td>{said}</td>"
-    return f'<td>{said}{_plot(number, row)}<span class="overview-number">{interval_text(number)}</span></td>'
+        return f'<td data-model="{model}">{said}</td>'
+    return f'<td data-model="{model}">{said}{_plot(number, row)}<span class="overview-number">{interval_text(number)}</span></td>'
 
 
 def overview(findings: Mapping[str, Sequence[Finding]], ours: bool, pages: Mapping[str, str]) -> tuple[str, str]:
