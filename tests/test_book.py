@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html.parser
+import json
+import os
 import pathlib
 import re
 import shutil
@@ -111,6 +113,54 @@ def test_a_notebook_that_raises_is_recorded_as_failed_and_nothing_is_published(t
     manifest = (tree / "_build" / "manifest.json").read_text()
     assert '"status": "failed"' in manifest and "ZeroDivisionError" in manifest
     assert (tree / "_build" / "html" / "index.html").read_text() == "old"
+
+
+def test_one_page_afresh_keeps_the_others_as_the_last_build_left_them(tools, tree):
+    (tree / "book" / "_static").mkdir(parents=True)
+    for name in ("_toc.yml", "_config.yml", "pyproject.toml"):
+        shutil.copy(ROOT / name, tree)
+    shutil.copy(tree / "notebooks" / "one.ipynb", tree / "notebooks" / "two.ipynb")
+    stage = tree / "_build" / "stage"
+    tools[0].stage_tree(tree, stage, ["two"])
+    assert (stage / "notebooks" / "two.ipynb").read_bytes() == (tree / "notebooks" / "two.ipynb").read_bytes()
+    (stage / "notebooks" / "two.ipynb").write_text("as it was run")
+    (stage / "runs").mkdir()
+    (stage / "runs" / "two.json").write_text("{}")
+    (stage / "book" / "_static" / "explorer").mkdir()
+    tools[0].stage_tree(tree, stage, ["two"])
+    assert (stage / "notebooks" / "two.ipynb").read_text() == "as it was run"
+    assert (stage / "runs" / "two.json").is_file() and (stage / "book" / "_static" / "explorer").is_dir()
+    tools[0].stage_tree(tree, stage)
+    assert not list((stage / "notebooks").iterdir()) and not (stage / "book" / "_static" / "explorer").exists()
+    with pytest.raises(ValueError, match="no notebook's name begins with '07'; there are: one, two"):
+        tools[0].build(tree, "default", 1, only="07")
+
+
+def test_the_provenance_of_every_record_is_one_file(tools, tmp_path):
+    record = '{"section": "03_noise", "numbers": {}, "provenance": {"model": "cos-mini", "seeds": [0]}}'
+    for folder in ("results", "results/full"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "03_noise.json").write_text(record)
+    tools[0].write_provenance(tmp_path / "results", tmp_path / "out" / "provenance.json")
+    found = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert found == {name: {"03_noise": {"model": "cos-mini", "seeds": [0]}} for name in ("results", "results/full")}
+
+
+def test_what_a_notebook_says_goes_to_its_log(tools, tmp_path, capfd):
+    with tools[0].into_log(tmp_path / "log" / "one.txt"):
+        os.write(2, b"a warning of others")
+    os.write(2, b"heard")
+    assert (tmp_path / "log" / "one.txt").read_text() == "a warning of others" and capfd.readouterr().err == "heard"
+
+
+def test_a_page_says_once_what_it_is_and_what_the_book_is(tools, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    page = tmp_path / "notebooks" / "one.html"
+    page.write_text("<html><head><title>Book &#8212; Book</title></head><body></body></html>")
+    tools[0].mend_pages(tmp_path)
+    text = page.read_text()
+    assert "<title>Book</title>" in text and '<meta name="description"' in text
+    assert 'property="og:image" content="../_static/front/strip.png"' in text
 
 
 def test_buttons_appear_once_the_address_is_given(tools, tree):

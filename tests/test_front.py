@@ -83,3 +83,15 @@ def test_a_caption_in_words_follows_the_testbed(front):
     memory, plain = (front.group(SUMMARY, variant) for variant in ("memory", "plain"))
     for one, other in zip(memory["lengths"], plain["lengths"], strict=True):
         assert max(one["first"]["low"], other["first"]["low"]) < min(one["first"]["high"], other["first"]["high"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "book" / "_static" / "diagrams").glob("*.svg")), ids=lambda path: path.stem
+)
+def test_a_diagram_is_readable_said_in_words_and_used(path):
+    text = path.read_text()
+    sizes = [float(size) for size in re.findall(r'font-size="([\d.]+)"', text)]
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', text)[1])
+    assert min(sizes) >= 15 and width <= 560  # 9 pt at a column of 450 pixels
+    assert "<title" in text and len(re.search(r"<desc[^>]*>([^<]+)", text)[1].split()) > 10
+    assert sum(path.name in notebook.read_text() for notebook in (ROOT / "notebooks").glob("*.ipynb")) == 1

@@ -119,6 +119,7 @@ def write_provenance(results: pathlib.Path, target: pathlib.Path) -> None:
         record = json.loads(path.read_text(encoding="utf-8"))
         folder = path.parent.relative_to(results.parent).as_posix()
         found.setdefault(folder, {})[path.stem] = record["provenance"]
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

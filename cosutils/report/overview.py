@@ -101,7 +101,8 @@ def _cell(row: Row, model: str) -> str:
     said = f'{chip(one.verdict)} <span class="overview-tasks">{tasks}</span>'
     if (number := one.numbers.get(row.measure)) is None:
         return f'<td data-model="{model}">{said}</td>'
-    return f'<td data-model="{model}">{said}{_plot(number, row)}<span class="overview-number">{interval_text(number)}</span></td>'
+    said += f'{_plot(number, row)}<span class="overview-number">{interval_text(number)}</span>'
+    return f'<td data-model="{model}">{said}</td>'
 
 
 def overview(findings: Mapping[str, Sequence[Finding]], ours: bool, pages: Mapping[str, str]) -> tuple[str, str]:
