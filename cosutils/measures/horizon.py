@@ -1,6 +1,6 @@
 """How far a model sees in a maze, and whether the steps move that horizon.
 
-    python -m cosutils.measures.horizon --models cos-mini cos-mini-shallow --steps 4 20
+    python -m cosutils.measures.horizon
 
 writes `data/results/horizon.json`. A row is one model, number of steps and length of the way: the share of cells of
 the last frame that are right (`Score.parts["answer"]`), how often the right goal leads, and what the steps add to one
@@ -31,6 +31,7 @@ __all__ = ["LENGTHS", "mazes", "read"]
 LENGTHS = ((4, 7), (8, 11), (12, 15), (16, 21), (22, 40))
 """Moves on the way, from and to, of each group of mazes."""
 SEEDS = split.REPORT[20_000:]
+MODELS = ["cos-mini-shallow", "cos-mini-two", "cos-mini", "cos-mini-memory"]
 
 
 def moves(maze: tasks.Sample) -> int:
@@ -65,7 +66,7 @@ def read(pipe: WanImageToVideoPipeline, group: Sequence[tasks.Sample], steps: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["cos-mini", "cos-mini-shallow", "cos-mini-two"])
+    parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 20], help="beside one pass")
     parser.add_argument("--mazes", type=int, default=100, help="of each group of lengths")
     parser.add_argument("--out", type=Path, default=Path("data/results/horizon.json"))
