@@ -3,8 +3,7 @@
 numbers = {"maze/alive_first": results.mean_of(values), ...}
 judgements = judge("02_chain_of_steps", numbers)
 print(verdict_text(judgements))
-for one in summarise(judgements):
-    print(one.key, one.verdict, one.cells)
+print(*(f"{one.key}: {one.verdict}" for one in summarise(judgements)))
 
 A verdict is one of `VERDICTS`:
 
