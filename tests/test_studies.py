@@ -36,6 +36,11 @@ STUDIES = {
     "members": 10,
     "ensemble": 20,
     "noise": 5 * 58,
+    "state": 5 * 25,
+    "withdrawal": 5 * 13,
+    "frames": 5 * 10,
+    "decision": 5,
+    "switch": 3 * 30 * 9,
     "puzzles": 2000,
 }  # runs with five samples
 WEIGHTS = "Video-Reason/VBVR-Wan2.2"
@@ -102,7 +107,7 @@ def test_a_study_asks_for_the_authors_settings(name, place):
     for spec in read(f"data/studies/{name}.yaml").specs:
         assert (spec.model, spec.preset, spec.steps, spec.size) == (WEIGHTS, "paper", 50, 480)
         if spec.sample is not None:
-            assert spec.keep == "video" and (spec.frames - 1) % 4 == 0
+            assert spec.has_film and (spec.frames - 1) % 4 == 0
 
 
 def test_the_noise_study_has_every_step_and_frames_that_all_films_have(place):
@@ -114,10 +119,11 @@ def test_the_noise_study_has_every_step_and_frames_that_all_films_have(place):
 
 
 def test_studies_on_the_benchmark_share_what_they_have_run(place):
-    plans = {name: read(f"data/studies/{name}.yaml") for name in ("benchmark", "members", "ensemble", "noise")}
+    plans = {name: read(f"data/studies/{name}.yaml") for name in ("benchmark", "members", "ensemble", "noise", "state")}
     assert len({plan.out for plan in plans.values()}) == 1
     (plain,) = plans["benchmark"].specs[:1]
     assert plain in plans["noise"].specs and plain not in plans["members"].specs
+    assert {spec for spec in plans["state"].specs if "noise_at" in spec.condition} < set(plans["noise"].specs)
     # members of an ensemble of 3: noise seeds 1, 2 and 3
     members = {spec.noise_seed for name in ("benchmark", "members") for spec in plans[name].specs}
     assert members == {1, 2, 3} and {spec.noise_seed for spec in plans["ensemble"].specs} == {1}
@@ -146,6 +152,24 @@ def test_the_benchmark_goes_in_and_its_score_comes_out(small, place, monkeypatch
     table = capsys.readouterr().out
     for role in ("plain", "ground truth", "frozen first frame", "noise"):
         assert re.search(rf"^{role} .*2 puzzles$", table, re.M), table
+
+
+def test_the_new_conditions_run_as_the_studies_write_them(small, place, capsys):
+    sample = "vbvr-bench/*/O-59*/00000"
+    for name, few in (
+        ("state", ["truth 1", "renoise 1"]),
+        ("withdrawal", ["prompt_until 1", "picture_until 1", "prompt_from 1"]),
+        ("frames", ["frames_apart steps 0-1", "frames_forward steps 1"]),
+    ):
+        given = yaml.safe_load((ROOT / "data" / "studies" / f"{name}.yaml").read_text())["grid"]["condition"]
+        assert {form.split()[0] for form in few} <= {form.split()[0] for form in given}
+        assert main([str(small(name, size=16, frames=5, steps=2, sample=sample, condition=few))]) == 0
+    assert main([str(small("decision", size=16, frames=5, steps=2, sample=sample, keep="steps 0,1"))]) == 0
+    switch = small("switch", size=80, frames=17, steps=2, task="shelf", seed=0, condition="prompt_switch 1")
+    assert main([str(switch)]) == 0
+    assert "failed" not in capsys.readouterr().out
+    found = {path.name for path in place.glob("runs/sweeps/vbvr/studies/*/answers/*")}
+    assert {"plain_step_0", "plain_step_1", "prompt_until_1", "truth_1", "frames_apart_steps_0-1"} <= found
 
 
 def test_noise_and_ensembles_run_as_the_studies_write_them(small, place, capsys):
@@ -215,6 +239,24 @@ def test_the_script_of_the_guide_is_python():
     keywords = {node.arg: node.value for node in ast.walk(tree) if isinstance(node, ast.keyword)}
     degree = keywords["ulysses_degree"].value
     assert heads % degree == 0 and f"--nproc_per_node {degree} " in script
+
+
+def test_every_claim_of_the_paper_has_a_rule_written_before_its_run():
+    rules = yaml.safe_load((ROOT / "data" / "settle.yaml").read_text())
+    claims = yaml.safe_load((ROOT / "data" / "claims.yaml").read_text())
+    assert {key for key, claim in claims.items() if not claim["paper"].startswith("none")} <= set(rules)
+    pages = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    for key, rule in rules.items():
+        assert set(rule) == {"studies", "measures", "room"} and set(rule["studies"]) <= pages | set(STUDIES), key
+        for name, measure in rule["measures"].items():
+            assert set(measure) == {"is", "supported", "refuted"}, (key, name)
+            (low, high), (worse, better) = measure["supported"], measure["refuted"]
+            assert low < high and worse < better and (high < worse or better < low), (
+                key,
+                name,
+            )  # apart from each other
+    used = {study for rule in rules.values() for study in rule["studies"]}
+    assert {"state", "withdrawal", "frames", "decision", "switch", "noise", "ensemble", "members"} <= used
 
 
 def test_every_cost_says_where_it_is_from():
