@@ -215,6 +215,23 @@ def test_videos_are_laid_out_for_the_official_evaluator(filmed):
     ]  # fmt: skip
 
 
+def test_kept_estimates_are_answers_of_their_own(filmed, tmp_path):
+    study, own = filmed
+    kept = Study("steps", [Spec.of(study.specs[0].facts() | {"keep": "steps 0-1"})], tmp_path)
+    (name,), (film, *_) = kept.keys, sorted((study.out / "runs").glob("*.mp4"))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / f"{name}.json").write_text("{}")
+    for ending in ("mp4", "step_000.mp4", "step_001.mp4"):
+        shutil.copy(film, tmp_path / "runs" / f"{name}.{ending}")
+    folders = answers(kept)
+    assert list(folders) == ["plain", "plain, step 0", "plain, step 1"]
+    for folder in folders.values():
+        vbvr.check_answers(vbvr.read(own.parents[2], pixels=32), folder)
+    assert vbvr.answer_path(vbvr.read(own.parents[2])[0], folders["plain, step 1"]).samefile(
+        tmp_path / "runs" / f"{name}.step_001.mp4"
+    )
+
+
 def test_videos_are_copied_where_the_file_system_has_no_links(filmed, tmp_path, monkeypatch):
     def refuse(*names, **options):
         raise OSError(errno.EPERM, "Operation not permitted")
