@@ -1,6 +1,6 @@
 """Take away what latent frames tell each other: attention within a frame alone, or in one direction of time.
 
->>> with between_frames(pipe, "forward", steps=range(5)):  # no frame sees a later one
+>>> with between_frames(pipe, "forward", steps=range(2)):  # no frame sees a later one
 ...     film = pipe(**call).frames
 
 Chain-of-Steps says that all frames are worked out at once (paper, Sec. 3.1). If so, an answer that is worked out must
