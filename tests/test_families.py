@@ -337,6 +337,18 @@ def test_resume_and_sweeps_equal_full_runs(kind):
         assert torch.equal(swept.latents, recorded(kind, edit).latents), edit
 
 
+# HunyuanVideo's pipeline rounds the timestep as its latents are, which a call begins with in float32
+@pytest.mark.parametrize("kind", [kind for kind in RESUMABLE if not kind.startswith("hunyuan")])
+def test_a_sweep_in_bfloat16_equals_full_runs(kind):
+    """What is put in at the step a call begins with is rounded as the states of a whole call are."""
+    pipe = families.build(kind, torch.bfloat16)
+    run = recorded(kind, pipe=pipe)
+    for edit in (noise_at_step(2), renoise(1)):
+        with record(pipe) as swept:
+            list(inject_each(pipe, run, [edit], **families.call(kind)))
+        assert torch.equal(swept.latents, recorded(kind, edit, pipe=pipe).latents), edit
+
+
 def test_a_run_that_draws_noise_at_every_step_is_not_resumed():
     run = recorded("cogvideox_dpm")
     with pytest.raises(ValueError, match="CogVideoXDPMScheduler draws noise at every step"):

@@ -56,6 +56,14 @@ def test_a_failed_job_leaves_its_numbers_and_runs_again(root, capsys):
         assert "ZeroDivisionError" in capsys.readouterr().out
 
 
+def test_a_page_of_another_preset_runs_where_it_is_asked_for(root):
+    (root / "notebooks" / "params" / "large.yaml").write_text("01_page: {n: 4}\n")
+    assert [job.name for job in full_results.jobs(root, {})] == ["full/01_page"]
+    assert {job.name for job in full_results.jobs(root, {}, ["large/01_page"])} == {"full/01_page", "large/01_page"}
+    with pytest.raises(ValueError, match="no preset 'larger' in notebooks/params"):
+        full_results.jobs(root, {}, ["larger/01_page"])
+
+
 def test_an_unknown_job_is_named(root):
     with pytest.raises(ValueError, match="no job 'full/02_page'; there are: full/01_page"):
         full_results.run_all(root, 1, ["full/02_page"], False)

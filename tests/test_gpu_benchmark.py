@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from diffusers import WanTransformer3DModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import gpu
+from benchmarks import gpu, smoke
+from cosutils.pipelines.loading import seeded
 from cosutils.report.results import read_numbers
 
 pytestmark = pytest.mark.slow
 
-TINY = ["--size", "tiny", "--device", "cpu", "--steps", "3"]
+TINY = ["--size", "tiny", "--device", "cpu", "--minutes", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +28,11 @@ def pipe():
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    """A file with the parts identity and merge."""
-    out = tmp_path_factory.mktemp("gpu") / "gpu.json"
-    assert gpu.main([*TINY, "--only", "identity,merge", "--out", str(out)]) == 0
-    return out
+def rehearsed(tmp_path_factory):
+    """The file of all parts, in the order in which a GPU would do them."""
+    folder = tmp_path_factory.mktemp("gpu")
+    assert gpu.main([*TINY, "--out", str(folder / "gpu.json"), "--runs", str(folder / "runs")]) == 0
+    return folder / "gpu.json"
 
 
 def test_the_full_size_is_the_papers_model():
@@ -64,64 +66,96 @@ def test_a_short_run_uses_both_experts_and_every_step_is_timed(pipe):
     for hook in hooks:
         hook.remove()
     assert ran == ["high"] * 4 + ["low"] * 4  # two passes a step
-    assert len(took.steps) == 4 and min(took.steps) > 0 and took.fixed > 0 and took.peak is None
+    assert len(took.steps) == 4 and min(took.steps) > 0 and took.fixed > 0 and took.peaks == [0.0] * 4
 
 
 def test_seconds_of_a_whole_run_by_hand():
-    took = gpu.Timed(steps=[9.0, 2.0, 4.0, 3.0], fixed=5.0)
-    assert took.run(50) == 5 + 50 * 3.5
-    assert took.run(50, merged=3) == 5 + 3 * 9 + 47 * 3
+    assert gpu.whole_run(5.0, 3.5, 50) == 5 + 50 * 3.5
+    assert gpu.whole_run(5.0, 3.0, 50, merged=3, together=9.0) == 5 + 3 * 9 + 47 * 3
 
 
-def test_the_authors_way_copies_every_block_and_changes_nothing(pipe, monkeypatch):
+def test_the_authors_way_copies_every_block_at_its_steps_and_changes_nothing(pipe, monkeypatch):
     copies = []
     real = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: (copies.append(tuple(self.shape)), real(self))[1])
     arguments = gpu.call(pipe, gpu.SIZES["tiny"], 3)
-    with gpu.copied(pipe):
+    with gpu.copied(pipe, [0, 2]) as kept:
         watched = pipe(**arguments).frames
-    assert copies.count((1, 12, 24)) == 3 * 4  # steps, layers
+    assert copies.count((1, 12, 24)) == 2 * 4 and len(kept) == 4  # steps, layers
+    assert kept[0].dtype == torch.float32
     assert torch.equal(watched, pipe(**gpu.call(pipe, gpu.SIZES["tiny"], 3)).frames)
 
 
-def test_a_call_writes_its_parts_with_what_was_run(first):
-    numbers, record = read_numbers(first), json.loads(first.read_text())
-    assert numbers["observing_identical"]["value"] == numbers["repeat_identical"]["value"] == 1
-    assert {"step_seconds", "fixed_seconds", "merge_1_ratio", "merge_3_ratio"} < set(numbers)
-    assert not any(name.startswith(("capture", "authors", "peak")) for name in numbers)
-    facts = record["provenance"]
-    assert (facts["tokens"], facts["extrapolated"], facts["ratios_of_steps"]) == (12, True, 50)
-    assert facts["device"] == "cpu" and facts["cuda"] is None and facts["weights"] == "random"
-    assert set(facts["parts"]) == {"identity", "merge"}
+def test_plain_and_other_steps_take_turns(pipe, monkeypatch):
+    told, bench = [], gpu.Bench(gpu.SIZES["tiny"], torch.device("cpu"), 2, Path("unused"), 0)
+    bench.pipe = pipe
+    seconds = gpu.Timed([9.0, 2.0, 3.0, 4.5, 3.0, 1.0, 2.0, 8.0, 4.0], 0.5, [0, 1, 2, 3, 1, 1, 2, 2, 1])
+    monkeypatch.setattr(gpu, "timed", lambda pipe, work: (work(), seconds)[1])
+    numbers = bench.in_turn("looked", 2, lambda steps: (told.append(steps), nullcontext())[1])
+    assert told == [[2, 3, 6, 7]]
+    assert numbers["looked_ratio"]["value"] == 1.75 and numbers["looked_ratio"]["n"] == 4  # of 3/2, 4.5/3, 2/1, 8/4
+    assert numbers["step_seconds"]["value"] == 2.5
+    assert (numbers["peak_gb_plain"]["value"], numbers["peak_gb_looked"]["value"]) == (1, 3)
+
+
+def test_a_rehearsal_leaves_every_part_with_what_was_run(rehearsed):
+    numbers, facts = read_numbers(rehearsed), json.loads(rehearsed.read_text())["provenance"]
+    assert {name for name, (sign, bar) in gpu.BARS.items() if sign == ">="} <= numbers.keys()
+    assert all(numbers[name]["value"] == 1 for name, (sign, bar) in gpu.BARS.items() if sign == ">=")
+    assert numbers["smoke_bfloat16"]["n"] == 2 * len(smoke.IDENTITIES) and facts["broken"] == facts["failed"] == {}
+    assert numbers["distance_from_cpu_float32"]["value"] == 0
+    for part in ("capture", "authors", "ensemble", "merge_1", "merge_3"):
+        assert numbers[f"{part}_ratio"]["value"] > 0
+    assert (facts["tokens"], facts["ratios_of_steps"], facts["device"], facts["cuda"]) == (12, 50, "cpu", None)
+    assert list(facts["parts"]) == list(gpu.PARTS)
     assert all(command.startswith("python -m benchmarks.gpu --size tiny") for command in facts["parts"].values())
-    assert [path.name for path in first.parent.iterdir()] == ["gpu.json"]
+    (run,) = (rehearsed.parent / "runs").iterdir()
+    assert facts["trained"] == [run.name] and (run / "weights.safetensors").is_file()
+    assert numbers["trained_runs"]["value"] == 1 and numbers["train_films_per_second"]["value"] > 0
 
 
-def test_a_later_call_joins_its_parts(first, tmp_path):
+def test_a_part_that_fails_is_told_and_the_others_are_done(rehearsed, tmp_path, monkeypatch, capsys):
     out = tmp_path / "gpu.json"
-    out.write_bytes(first.read_bytes())
-    assert gpu.main([*TINY, "--only", "capture,authors,ensemble", "--out", str(out)]) == 0
-    before, after = read_numbers(first), read_numbers(out)
-    renewed = {"step_seconds", "fixed_seconds"}
-    assert all(after[name] == before[name] for name in before.keys() - renewed)
-    assert set(after) - set(before) == {"capture_ratio", "authors_ratio", "ensemble_ratio"}
-    assert set(json.loads(out.read_text())["provenance"]["parts"]) == set(gpu.PARTS)
+    out.write_bytes(rehearsed.read_bytes())
+
+    def broken(self):
+        raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr(gpu.Bench, "authors", broken)
+    assert gpu.main([*TINY, "--only", "authors,identity", "--out", str(out)]) == 1
+    before, after = read_numbers(rehearsed), read_numbers(out)
+    assert after.keys() == before.keys() and after["smoke_float32"] == before["smoke_float32"]
+    facts = json.loads(out.read_text())["provenance"]
+    assert facts["failed"] == {"authors": "RuntimeError: out of memory"}
+    assert "--only authors,identity" in facts["parts"]["identity"]
+    assert "and more" in capsys.readouterr().err
 
 
-def test_a_file_of_other_settings_is_refused_and_kept(first, capsys):
-    held = first.read_bytes()
+def test_an_identity_that_does_not_hold_is_named(pipe):
+    seeds = iter(range(1000))
+    subject = smoke.Subject(pipe, lambda *_: gpu.call(pipe, gpu.SIZES["tiny"], 3) | {"generator": seeded(next(seeds))})
+    found = dict(smoke.checks(subject))
+    assert found["repeat"] is False and found["observing"] is False
+    assert "resumed" in found["resumed"] or "seed" in found["resumed"]  # an error is told
+
+
+def test_a_file_of_other_settings_is_refused_and_kept(rehearsed, tmp_path, capsys):
+    record = json.loads(rehearsed.read_text())
+    record["provenance"]["device"] = "NVIDIA H100"
+    out = tmp_path / "gpu.json"
+    out.write_text(json.dumps(record))
     with pytest.raises(SystemExit):
-        gpu.main([*TINY, "--steps", "4", "--only", "merge", "--out", str(first)])
-    assert "has steps_measured 3, this call 4: name another file" in capsys.readouterr().err
-    assert first.read_bytes() == held
+        gpu.main([*TINY, "--only", "identity", "--out", str(out)])
+    assert "has device 'NVIDIA H100', this call 'cpu': name another file" in capsys.readouterr().err
+    assert json.loads(out.read_text()) == record
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--size", "full", "--device", "cpu"], "no CUDA GPU in use: --size full needs one of 80 GB"),
-        ([*TINY, "--only", "identity,speed"], "no part 'speed': choose from identity, capture"),
-        ([*TINY, "--steps", "1"], "--steps and --repeats must be at least 2, got 1 and 2"),
+        ([*TINY, "--only", "identity,speed"], "no part 'speed': choose from smoke, identity, capture"),
+        ([*TINY, "--repeats", "1"], "--repeats must be at least 2, got 1"),
         ([*TINY, "--out", "runs"], "--out must name a .json file, got runs"),
     ],
 )

@@ -155,14 +155,15 @@ def test_a_batch_is_disturbed_like_its_members(solver):
         torch.testing.assert_close(both[row : row + 1], alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("solver", tiny.SOLVERS)
-def test_a_sweep_from_recorded_steps_equals_full_runs(kind, solver):
-    pipe = tiny.build(kind, solver)
+def test_a_sweep_from_recorded_steps_equals_full_runs(kind, solver, dtype):
+    pipe = tiny.build(kind, solver, dtype)
     run = plain(pipe)
     edits = [noise_at_step(0), noise_at_step(3), renoise(2), noise_at(4, frame=1), noise_at_frame(2)]
     for edit, output in inject_each(pipe, run, edits, **tiny.call()):
-        assert torch.equal(output.frames, run_with(pipe, edit).latents), edit
+        assert torch.equal(output.frames.float(), run_with(pipe, edit).latents), edit
 
 
 def test_a_sweep_of_a_run_without_estimates_makes_them_anew():

@@ -62,6 +62,16 @@ def get_task_category(task):
     return {{"G-31": "Spatiality", "O-34": "Knowledge"}}.get(task[:4], moved)
 """
 
+EVALUATOR = """
+class BaseEvaluator:
+    TASK_WEIGHTS = {"identification": 0.6, "fidelity": 0.3, "layout": 0.1}
+
+    def evaluate(self, info, score):
+        if not info["video_path"].split("/")[-2].startswith("O-60"):
+            self._last_task_details = {"identification": score, "fidelity": 1.0, "cells": 3, "layout": None}
+        return {"details": {"task_specific_details": getattr(self, "_last_task_details", None)}}
+"""
+
 SCRIPT = """
 import argparse, json, os, re, sys
 import imageio_ffmpeg
@@ -71,6 +81,7 @@ parser = argparse.ArgumentParser()
 for name in ("--models_base", "--gt_base", "--output_dir", "--device"):
     parser.add_argument(name, required=True)
 args = parser.parse_args()
+scorer = __import__({package!r} + ".evaluators.base_evaluator", fromlist="*").BaseEvaluator()
 mode, pro = {mode!r}, {pro!r}
 if mode == "crash":
     sys.exit("out of order")
@@ -101,6 +112,7 @@ for name in sorted(os.listdir(args.models_base)):
                 wrong = ImageChops.difference(*(one.resize((32, 32), Image.BOX) for one in given)).histogram()
                 score = 1 - sum(wrong[channel * 256 + value] for channel in range(3) for value in range(25, 256)) / 3072
                 score = {{"nan": float("nan"), "zero": 0.0, "inverse": 1 - score}}.get(mode, score)
+                scorer.evaluate(dict(video_path=path), score=score)
                 mix = {{"task_specific": score}} | ({{"visual_quality": 1.0}} if mode == "mix" else {{}})
                 if mode == "fail all" or mode == "error" and task.startswith("O-60") and name == "model":
                     error, mix = "name 'safe_distance' is not defined", {{}}
@@ -131,7 +143,8 @@ def checkout(root, mode="good", opencv="4.13.0", pro=False):
             (root / "modules" / module).rmdir()
     (root / "kit" / bench.packages[0] / "evaluators").mkdir(parents=True)
     (root / "kit" / bench.packages[0] / "evaluators" / "__init__.py").write_text(REGISTER.format(pro=pro))
-    (root / "kit" / bench.script).write_text(SCRIPT.format(mode=mode, pro=pro))
+    (root / "kit" / bench.packages[0] / "evaluators" / "base_evaluator.py").write_text(EVALUATOR)
+    (root / "kit" / bench.script).write_text(SCRIPT.format(mode=mode, pro=pro, package=bench.packages[0]))
     return root / "kit"
 
 
@@ -560,6 +573,22 @@ def test_the_commit_of_a_checkout_is_told(kit):
     assert official.find_kit().commit == f"{commit} + changes"
 
 
+def test_the_parts_of_a_score_are_read_and_told_apart(kit, puzzles, answers, tmp_path):
+    kit()
+    report = official.score(puzzles, answers, tmp_path / "work")
+    told, silent = (
+        next(puzzle.name for puzzle in puzzles if puzzle.task.startswith(task)) for task in ("O-59", "O-60")
+    )
+    score = report.scores["model"][told]
+    assert report.parts["model"] == {told: {"identification": (score, 0.6), "fidelity": (1.0, 0.3)}}  # none left over
+    assert (
+        report.halves("model") == {told: (pytest.approx(score), 1.0)} and report.halves(official.NOISE)[told][0] < score
+    )
+    again = official.score(puzzles, answers, tmp_path / "work")
+    assert again.parts == report.parts and silent not in report.parts["model"]
+    assert json.loads((tmp_path / "work" / "model.json").read_text())["parts"]["model"][told]["fidelity"] == [1.0, 0.3]
+
+
 def test_the_adapter_brings_no_opencv_into_this_process(kit, puzzles, answers, tmp_path):
     kit()
     official.score(puzzles[:1], answers, tmp_path / "work")
@@ -574,6 +603,8 @@ def test_the_real_kit_gives_the_known_scores_of_the_real_pair(tmp_path):
     assert found["model"] == 0.992 and found[official.TRUTH] == 0.995
     assert found[official.FROZEN] == pytest.approx(0.65, abs=0.01)
     assert found[official.NOISE] < found[official.FROZEN]
+    (parts,) = report.parts["model"].values()
+    assert sum(value * weight for value, weight in parts.values()) == pytest.approx(found["model"], abs=0.001)
 
 
 @pytest.mark.skipif(official.CHECKOUT not in os.environ, reason="VBVR_EVALKIT names no checkout of VBVR-EvalKit")

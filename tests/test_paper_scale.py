@@ -21,14 +21,18 @@ from tiny import saved
 
 pytestmark = pytest.mark.slow
 
-STAND_INS = {"vbvr_wan22": "a14b", "wan21_i2v_14b": "wan21", "wan22_ti2v_5b": "ti2v5b"}
+STAND_INS = {"vbvr_wan22": "a14b", "wan21_i2v_14b": "wan21", "wan22_ti2v_5b": "ti2v5b", "vbvr_pro_5b": "ti2v5b"}
 SIZES = {
     "a14b": dict(pixels=80, frames=17),
     "wan21": dict(pixels=80, frames=33),
     "ti2v5b": dict(pixels=80, frames=17),
 }
 PAGES = [name for name in NOTEBOOKS if name[:2] <= "13" and name not in READERS]
-PARTS = {"wan21_i2v_14b": ["08_layers"], "wan22_ti2v_5b": ["03_noise"]}  # the others run on these pages alone
+PARTS = {
+    "wan21_i2v_14b": ["08_layers"],
+    "wan22_ti2v_5b": ["03_noise"],
+    "vbvr_pro_5b": ["01_setup"],
+}  # the others run on these pages alone
 # shorter than the rows of `TINY`, or lists that have to fit four blocks and short films
 SMALL = {
     "01_setup": dict(tasks=["shelf"]),

@@ -114,7 +114,7 @@ def test_a_preset_that_cannot_take_effect_says_so():
 
 
 def test_presets_are_a_frozen_table():
-    assert list(PRESETS) == ["mini", "paper", "wan_official", "hf_default", "distill4"]
+    assert list(PRESETS) == ["mini", "paper", "wan_official", "hf_default", "distill4", "vbvr_pro"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         PRESETS["paper"].steps = 3
     assert scheduler(PRESETS["hf_default"]) is None

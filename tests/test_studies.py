@@ -8,6 +8,7 @@ official scorer is that of `test_official`. Files, commands and code are those o
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import shlex
@@ -18,11 +19,16 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 from test_official import checkout
 
 import cosutils as cos
+import tiny
 from cosutils import vbvr
+from cosutils.pipelines.loading import OFFLOADS
+from cosutils.pipelines.lora import active_lora
 from cosutils.scale.study import read
 from cosutils.scale.sweep import main
 from tiny import saved
@@ -36,8 +42,14 @@ STUDIES = {
     "members": 10,
     "ensemble": 20,
     "noise": 5 * 58,
+    "state": 5 * 25,
+    "withdrawal": 5 * 13,
+    "frames": 5 * 10,
+    "decision": 5,
+    "switch": 3 * 30 * 9,
     "puzzles": 2000,
 }  # runs with five samples
+SMALL = {"pro_5b": 5 * 27}  # of another model, not in the plan of the page
 WEIGHTS = "Video-Reason/VBVR-Wan2.2"
 
 
@@ -85,14 +97,15 @@ def small(place, model):
 
 
 def test_there_are_studies():
-    assert {path.stem for path in (ROOT / "data" / "studies").iterdir()} == set(STUDIES)
+    assert {path.stem for path in (ROOT / "data" / "studies").iterdir()} == set(STUDIES | SMALL)
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", STUDIES | SMALL)
 def test_the_price_of_a_study_is_told_without_the_weights(name, place, capsys):
     assert main([f"data/studies/{name}.yaml", "--dry-run", "--workers", "8"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{STUDIES[name]} runs, 0 finished, {STUDIES[name]} to do\nabout ")
+    runs = (STUDIES | SMALL)[name]
+    assert printed.startswith(f"{runs} runs, 0 finished, {runs} to do\nabout ")
     assert "GPU hours" in printed and "on 8 workers" in printed
     assert not (place / "runs").exists()
 
@@ -102,7 +115,7 @@ def test_a_study_asks_for_the_authors_settings(name, place):
     for spec in read(f"data/studies/{name}.yaml").specs:
         assert (spec.model, spec.preset, spec.steps, spec.size) == (WEIGHTS, "paper", 50, 480)
         if spec.sample is not None:
-            assert spec.keep == "video" and (spec.frames - 1) % 4 == 0
+            assert spec.has_film and (spec.frames - 1) % 4 == 0
 
 
 def test_the_noise_study_has_every_step_and_frames_that_all_films_have(place):
@@ -114,10 +127,11 @@ def test_the_noise_study_has_every_step_and_frames_that_all_films_have(place):
 
 
 def test_studies_on_the_benchmark_share_what_they_have_run(place):
-    plans = {name: read(f"data/studies/{name}.yaml") for name in ("benchmark", "members", "ensemble", "noise")}
+    plans = {name: read(f"data/studies/{name}.yaml") for name in ("benchmark", "members", "ensemble", "noise", "state")}
     assert len({plan.out for plan in plans.values()}) == 1
     (plain,) = plans["benchmark"].specs[:1]
     assert plain in plans["noise"].specs and plain not in plans["members"].specs
+    assert {spec for spec in plans["state"].specs if "noise_at" in spec.condition} < set(plans["noise"].specs)
     # members of an ensemble of 3: noise seeds 1, 2 and 3
     members = {spec.noise_seed for name in ("benchmark", "members") for spec in plans[name].specs}
     assert members == {1, 2, 3} and {spec.noise_seed for spec in plans["ensemble"].specs} == {1}
@@ -148,6 +162,24 @@ def test_the_benchmark_goes_in_and_its_score_comes_out(small, place, monkeypatch
         assert re.search(rf"^{role} .*2 puzzles$", table, re.M), table
 
 
+def test_the_new_conditions_run_as_the_studies_write_them(small, place, capsys):
+    sample = "vbvr-bench/*/O-59*/00000"
+    for name, few in (
+        ("state", ["truth 1", "renoise 1"]),
+        ("withdrawal", ["prompt_until 1", "picture_until 1", "prompt_from 1"]),
+        ("frames", ["frames_apart steps 0-1", "frames_forward steps 1"]),
+    ):
+        given = yaml.safe_load((ROOT / "data" / "studies" / f"{name}.yaml").read_text())["grid"]["condition"]
+        assert {form.split()[0] for form in few} <= {form.split()[0] for form in given}
+        assert main([str(small(name, size=16, frames=5, steps=2, sample=sample, condition=few))]) == 0
+    assert main([str(small("decision", size=16, frames=5, steps=2, sample=sample, keep="steps 0,1"))]) == 0
+    switch = small("switch", size=80, frames=17, steps=2, task="shelf", seed=0, condition="prompt_switch 1")
+    assert main([str(switch)]) == 0
+    assert "failed" not in capsys.readouterr().out
+    found = {path.name for path in place.glob("runs/sweeps/vbvr/studies/*/answers/*")}
+    assert {"plain_step_0", "plain_step_1", "prompt_until_1", "truth_1", "frames_apart_steps_0-1"} <= found
+
+
 def test_noise_and_ensembles_run_as_the_studies_write_them(small, place, capsys):
     conditions = {
         name: yaml.safe_load((ROOT / "data" / "studies" / f"{name}.yaml").read_text())["grid"]["condition"]
@@ -176,18 +208,43 @@ def test_a_tool_command_of_the_guide_names_what_is_there(command, place):
     tool = next(word for word in words if word.startswith("tools/"))
     source = (ROOT / tool).read_text()
     assert all(f'"{word}"' in source for word in words if word.startswith("--"))
-    assert (ROOT / "notebooks" / "params" / f"{words[words.index('--preset') + 1]}.yaml").is_file()
-    if "--only" in words:
-        assert (ROOT / "notebooks" / f"{words[words.index('--only') + 1]}.ipynb").is_file()
+    preset, _, page = words[words.index("--only") + 1].partition("/") if "--only" in words else ("", "", "")
+    preset = preset or words[words.index("--preset") + 1]
+    assert (ROOT / "notebooks" / "params" / f"{preset}.yaml").is_file()
+    assert not page or (ROOT / "notebooks" / f"{page}.ipynb").is_file()
 
 
-def test_the_papermill_command_of_the_guide_sets_parameters_that_exist():
-    (command,) = (shlex.split(line) for line in COMMANDS if "papermill" in line)
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "papermill" in line])
+def test_a_papermill_command_of_the_guide_sets_parameters_that_exist(line):
+    command = shlex.split(line)
     given = {command[k + 1]: command[k + 2] for k, word in enumerate(command) if word == "-p"}
     given |= yaml.safe_load(command[command.index("-y") + 1])
     assert set(given) <= set(papermill.inspect_notebook(str(ROOT / command[1])))
-    assert given["model"] == WEIGHTS and given["loading"]["preset"] in cos.PRESETS
+    assert given["loading"]["preset"] in cos.PRESETS and given["loading"].get("offload", "group") in OFFLOADS
+    assert set(given["loading"]) <= set(inspect.signature(cos.load).parameters)
     assert cos.tasks.sample(given["tasks"][0], 0, **given["scale"]).shape == (81, 480, 480, 3)
+
+
+@pytest.mark.filterwarnings("ignore:preset 'paper' has boundary=0.875")  # of one expert
+@pytest.mark.parametrize(("kind", "line"), [("wan21", "wan21-lora"), ("a14b", "a14b-lora")])
+def test_the_guides_low_rank_weights_load_into_a_model_of_that_form(kind, line, tmp_path):
+    """On a stand-in: what the command calls by the names of files, with files of that form."""
+    pytest.importorskip("peft", reason="the extra [lora] is not installed")
+    (command,) = (shlex.split(text) for text in COMMANDS if line in text)
+    wanted = yaml.safe_load(command[command.index("-y") + 1])["loading"]["lora"]
+    pipe = tiny.build(kind)
+    files = {}
+    for name in ["transformer"] if isinstance(wanted, str) else wanted:
+        tensors = {}
+        for number in range(tiny.LAYERS):
+            place = f"blocks.{number}.attn1.to_q"
+            width = getattr(pipe, name).get_submodule(place).weight.shape[0]
+            tensors |= {f"transformer.{place}.lora_A.weight": torch.full((2, width), 0.01)}
+            tensors |= {f"transformer.{place}.lora_B.weight": torch.full((width, 2), 0.01)}
+        files[name] = tmp_path / f"{name}.safetensors"
+        save_file(tensors, files[name])
+    loaded = cos.load(saved(kind, tmp_path / "model"), "paper", lora=files if len(files) > 1 else files["transformer"])
+    assert set(active_lora(loaded)) == set(files)
 
 
 def test_what_the_guide_installs_is_there():
@@ -215,6 +272,24 @@ def test_the_script_of_the_guide_is_python():
     keywords = {node.arg: node.value for node in ast.walk(tree) if isinstance(node, ast.keyword)}
     degree = keywords["ulysses_degree"].value
     assert heads % degree == 0 and f"--nproc_per_node {degree} " in script
+
+
+def test_every_claim_of_the_paper_has_a_rule_written_before_its_run():
+    rules = yaml.safe_load((ROOT / "data" / "settle.yaml").read_text())
+    claims = yaml.safe_load((ROOT / "data" / "claims.yaml").read_text())
+    assert {key for key, claim in claims.items() if not claim["paper"].startswith("none")} <= set(rules)
+    pages = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    for key, rule in rules.items():
+        assert set(rule) == {"studies", "measures", "room"} and set(rule["studies"]) <= pages | set(STUDIES), key
+        for name, measure in rule["measures"].items():
+            assert set(measure) == {"is", "supported", "refuted"}, (key, name)
+            (low, high), (worse, better) = measure["supported"], measure["refuted"]
+            assert low < high and worse < better and (high < worse or better < low), (
+                key,
+                name,
+            )  # apart from each other
+    used = {study for rule in rules.values() for study in rule["studies"]}
+    assert {"state", "withdrawal", "frames", "decision", "switch", "noise", "ensemble", "members"} <= used
 
 
 def test_every_cost_says_where_it_is_from():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import random
@@ -215,6 +216,23 @@ def test_videos_are_laid_out_for_the_official_evaluator(filmed):
     ]  # fmt: skip
 
 
+def test_kept_estimates_are_answers_of_their_own(filmed, tmp_path):
+    study, own = filmed
+    kept = Study("steps", [Spec.of(study.specs[0].facts() | {"keep": "steps 0-1"})], tmp_path)
+    (name,), (film, *_) = kept.keys, sorted((study.out / "runs").glob("*.mp4"))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / f"{name}.json").write_text("{}")
+    for ending in ("mp4", "step_000.mp4", "step_001.mp4"):
+        shutil.copy(film, tmp_path / "runs" / f"{name}.{ending}")
+    folders = answers(kept)
+    assert list(folders) == ["plain", "plain, step 0", "plain, step 1"]
+    for folder in folders.values():
+        vbvr.check_answers(vbvr.read(own.parents[2], pixels=32), folder)
+    assert vbvr.answer_path(vbvr.read(own.parents[2])[0], folders["plain, step 1"]).samefile(
+        tmp_path / "runs" / f"{name}.step_001.mp4"
+    )
+
+
 def test_videos_are_copied_where_the_file_system_has_no_links(filmed, tmp_path, monkeypatch):
     def refuse(*names, **options):
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -341,6 +359,56 @@ def in_a_child(work) -> int:
         finally:
             os._exit(0)
     return pid
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children; this system has no fork")
+def test_killed_before_and_after_every_file_nothing_is_lost(tmp_path):
+    """What can be seen after a death at any write is whole, films are there before the result that speaks of them, and
+    the next start does the rest."""
+    given = PUZZLE | {"steps": 2, "measures": ["score"]}
+    specs = [Spec.of(given | {"keep": keep}) for keep in ("steps 0", "latents", None)]
+    whole = tmp_path / "whole"
+    for spec in specs:
+        run_one(spec, whole)  # loads the model, which the children inherit
+
+    def dies_at(moment: int, out: Path) -> bool:
+        """Whether a child that dies at its `moment`-th event, before or after a file takes its place, got so far."""
+        if pid := os.fork():
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+        events, replace = itertools.count(), os.replace
+
+        def replaced(*names):
+            if next(events) == moment:
+                os._exit(9)
+            replace(*names)
+            if next(events) == moment:
+                os._exit(9)
+
+        os.replace = replaced
+        for spec in specs:
+            run_one(spec, out)
+        os._exit(0)
+
+    for moment in itertools.count():
+        out = tmp_path / str(moment)
+        if not dies_at(moment, out):
+            break
+        seen = list(out.glob("runs/[!.]*"))
+        assert all(path.read_bytes() == (whole / "runs" / path.name).read_bytes() for path in seen)
+        for result in (path for path in seen if path.suffix == ".json"):
+            parts = {path.name for path in whole.glob(f"runs/{result.stem}.*")}
+            assert parts <= {path.name for path in seen}
+        if moment % 4 == 0:
+            for spec in specs:
+                run_one(spec, out)
+            for folder in ("runs", "timings", "running"):
+                remove_leftovers(out / folder)
+            done, expected = (
+                {name: held for name, held in files(one).items() if "running" not in name} for one in (out, whole)
+            )
+            assert done == expected
+    assert moment >= 20
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

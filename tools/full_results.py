@@ -3,11 +3,11 @@
     python tools/full_results.py [--workers 2] [--only full/03_noise scores/cos-mini ...] [--again]
 
 The jobs are the notebooks that `notebooks/params/full.yaml` and `shallow.yaml` name, run in a copy below `_build`,
-and the commands of `COMMANDS`. A notebook's numbers go to `data/results/<preset>/<notebook>.json`, whole or not at
-all, and where a job fails, its stored numbers stay as they were. The run may be stopped at any time:
-`_build/full/done.json` holds the digest of what each finished job was made from (code, notebook, parameters,
-weights), and a job whose digest is there is not run again, unless --again is given. The time left is estimated from
-how long each job took the last time.
+and the commands of `COMMANDS`; --only takes notebooks of other presets too, such as vbvr_wan22/01_setup. A notebook's
+numbers go to `data/results/<preset>/<notebook>.json`, whole or not at all, and where a job fails, its stored numbers
+stay as they were. The run may be stopped at any time: `_build/full/done.json` holds the digest of what each finished
+job was made from (code, notebook, parameters, weights), and a job whose digest is there is not run again, unless
+--again is given. The time left is estimated from how long each job took the last time.
 """
 
 from __future__ import annotations
@@ -105,10 +105,13 @@ def timed(run: Callable[[], str]) -> tuple[str, float]:
     return run(), round(time.perf_counter() - start, 1)
 
 
-def jobs(root: pathlib.Path, done: dict[str, dict[str, Any]]) -> list[Job]:
-    """Everything there is to run, the longest first. done: name -> {digest, seconds} of earlier runs."""
+def jobs(root: pathlib.Path, done: dict[str, dict[str, Any]], only: list[str] | None = None) -> list[Job]:
+    """Everything there is to run, the longest first. done: name -> {digest, seconds} of earlier runs. only: names that
+    may be of other presets.
+    """
     found = []
-    for preset in PRESETS:
+    others = [name.split("/")[0] for name in only or () if "/" in name and name not in COMMANDS]
+    for preset in dict.fromkeys([*PRESETS, *others]):
         for name, values in preset_parameters(root, preset).items():
             if values:
                 stored = root / "data" / "results" / preset / f"{name}.json"
@@ -126,7 +129,7 @@ def run_all(root: pathlib.Path, workers: int, only: list[str] | None, again: boo
     """Run what is left to do and return how many jobs failed; ValueError for a name in `only` that is no job."""
     ledger = root / "_build" / "full" / "done.json"
     done = json.loads(ledger.read_text(encoding="utf-8")) if ledger.is_file() else {}
-    todo = jobs(root, done)
+    todo = jobs(root, done, only)
     if unknown := set(only or ()) - {job.name for job in todo}:
         raise ValueError(f"no job {min(unknown)!r}; there are: {', '.join(sorted(job.name for job in todo))}")
     todo = [job for job in todo if job.name in only] if only else todo

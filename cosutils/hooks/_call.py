@@ -164,6 +164,8 @@ class Hub:
         replaced = self.edited(self.scheduler, self.first, begun)
         if replaced is x:
             return latents
+        if replaced is not begun and self.first > 0 and not self.family.solver.is_multistep(self.scheduler):
+            replaced = replaced.to(self.family.handed_on(self.pipe))  # as it would be in a whole run
         held = self.family.to_solver(self.call, replaced)
         return self.family.pack(self.call, self.family.from_solver(self.call, held)).to(latents)
 

@@ -129,17 +129,10 @@ class _Injector(Tap):
 
 
 class _Start(_Injector):
-    """Puts the noise in as a full run does, whose Euler solver hands on states in the model's own dtype."""
+    """Of a call that begins at its edit."""
 
     def check(self, hub: Hub) -> None:
         hub.family.solver.check_resumable(hub.scheduler, hub.arguments)
-
-    def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
-        replaced = super().edit(hub, step, x)
-        if replaced is None or step == 0 or hub.family.solver.is_multistep(hub.scheduler):
-            return replaced
-        model = hub.pipe.transformer or hub.pipe.transformer_2
-        return replaced[0].to(model.dtype), replaced[1]
 
 
 def _apply(edit: Edit, hub: Hub, step: int, x: Tensor) -> Tensor:

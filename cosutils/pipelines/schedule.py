@@ -91,6 +91,7 @@ PRESETS = {
         Preset("wan_official", 40, 3.5, 3.5, 0.9, "unipc", 5.0, "bfloat16", "float32"),
         Preset("hf_default", 50, 5.0, 5.0, None, None, None, "bfloat16", "float32"),
         Preset("distill4", 4, 1.0, 1.0, 0.9, "euler", 5.0, "bfloat16", "float32"),
+        Preset("vbvr_pro", 30, 1.0, None, None, "euler", 5.0, "bfloat16", "float32"),
     )
 }
 

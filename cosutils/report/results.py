@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from .. import __version__
 from .._check import is_whole
 from .._files import read_json, sha256, write_json
 from ..metrics import bootstrap_interval, rate_interval
@@ -37,8 +38,8 @@ _FIELDS = {"value", "low", "high", "n", "tolerance"}
 
 
 def _versions() -> dict[str, str]:
-    packages = ("cosutils", "torch", "diffusers", "transformers", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    found = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers", "numpy")}
+    return {"python": platform.python_version(), "cosutils": __version__} | found
 
 
 def weights_digest(model: object) -> str | None:

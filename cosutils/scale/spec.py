@@ -45,13 +45,12 @@ from .. import vbvr
 from .._check import whole
 from .._files import sha256, writable_folder, write, write_json
 from ..films import write_film
-from ..hooks.inject import Edit
 from ..metrics import commitment_step
 from ..mini import tasks, world
 from ..pipelines.loading import OFFLOADS, data_folder, load, settings
 from ..pipelines.lora import lora_files
 from ..pipelines.schedule import preset as named_preset
-from .conditions import Merge, films, numbers, steps_computed, treatment
+from .conditions import Exchanged, Merge, Treatment, Truth, films, numbers, steps_computed, treatment
 
 __all__ = ["FIELDS", "MEASURES", "Spec", "check_place", "identity", "key", "run_one", "weights"]
 
@@ -146,6 +145,19 @@ class Spec:
             raise ValueError(f"keep is 'latents', 'video', 'steps 0,4-6' or left out, got {self.keep!r}")
         if self.kept_steps and max(self.kept_steps) >= self.steps:
             raise ValueError(f"keep {self.keep!r}: a run of {self.steps} steps has steps 0..{self.steps - 1}")
+        what = self.treatment
+        if isinstance(what, Truth) and (
+            min(self.kept_steps, default=what.step) < what.step or "commitment" in self.measures
+        ):
+            raise ValueError(
+                f"condition {self.condition!r} begins at step {what.step}: no estimate of a step before is there"
+            )
+        if isinstance(what, Exchanged) and what.what == "twin's prompt":
+            puzzle = self.puzzle
+            if not isinstance(puzzle, tasks.Sample) or puzzle.twin().prompt == puzzle.prompt:
+                raise ValueError(
+                    f"condition {self.condition!r} needs a puzzle whose twin has another prompt, such as find_shape"
+                )
 
     def _measures(self) -> tuple[str, ...]:
         """The names, sorted; ValueError for one that is unknown or there twice."""
@@ -183,7 +195,7 @@ class Spec:
         return self.noise_seed + (self.seed or 0)
 
     @property
-    def treatment(self) -> Edit | Merge | None:
+    def treatment(self) -> Treatment | None:
         """What the condition does; None for a plain run."""
         return treatment(self.condition, self.steps, (self.frames - 1) // STRIDE + 1, self.first_seed)
 
@@ -265,7 +277,7 @@ def run_one(spec: Mapping[str, Any] | Spec, out: str | Path) -> Path:
         start = time.perf_counter()
         sample = spec.puzzle
         call = settings(pipe) | {"num_inference_steps": spec.steps} | sample.inputs
-        made, run = films(pipe, spec.treatment, spec.first_seed, call, spec.estimates)
+        made, run = films(pipe, spec.treatment, spec.first_seed, call, spec.estimates, sample)
         measured = "commitment" in spec.measures
         ends = run.decode(frames=[-1])[:, :, 0].unbind(1) if measured else [None] * len(made)
         values = {

@@ -8,7 +8,7 @@
 
     out/failed/<key>.json                       spec and error of a run that failed; the next start tries it again
     out/studies/<study>/summary.json            mean and interval of every measure in every condition
-    out/studies/<study>/answers/<condition>/    for samples with keep "video": the layout the official evaluator reads
+    out/studies/<study>/answers/<condition>/    of samples whose films are kept: the layout the official evaluator reads
     out/studies/<study>/index.html              the films so far, side by side, see `page`
 
 <study> is the file's name with a digest of its runs, so that no study can overwrite what another one found.
@@ -132,20 +132,22 @@ def answers(study: Study) -> dict[str, Path]:
     """Link the kept videos of benchmark samples into the layout that the official evaluator reads: {condition: folder}.
 
     <place>/answers/<condition>/<split>/<task>/<00000>.mp4, one folder for each condition and noise seed, for
-    `official.score`. Where the file system refuses links the videos are copied.
+    `official.score`; kept clean estimates lie in folders of their own, "<condition>, step 7". Where the file system
+    refuses links the videos are copied.
     """
     finished = names(study.out / "runs")
     kept = [
-        (label, name, Path(spec.sample).parts[-3:])
+        (f"{label}{which}", name, ending, Path(spec.sample).parts[-3:])
         for label, name, spec in zip(labels(study.specs), study.keys, study.specs, strict=True)
         if spec.sample is not None and spec.has_film
+        for which, ending in [("", "mp4"), *((f", step {step}", f"step_{step:03d}.mp4") for step in spec.kept_steps)]
     ]
     shorts = _short({label for label, *_ in kept})
     folders = {label: study.place / "answers" / shorts[label] for label, *_ in kept}
-    for label, name, puzzle in kept:
+    for label, name, ending, puzzle in kept:
         answer = folders[label].joinpath(*puzzle).with_suffix(".mp4")
         if name in finished and not answer.exists():
-            write(answer, partial(_link, study.out / "runs" / f"{name}.mp4"))
+            write(answer, partial(_link, study.out / "runs" / f"{name}.{ending}"))
     return folders
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -96,10 +97,10 @@ def chunk(args: Arguments, number: int) -> np.ndarray:
 
 def loss_of(args: Arguments, model, x0: torch.Tensor, given: torch.Tensor, words: torch.Tensor, draws: torch.Generator):
     """Mean squared error of the velocity, by variant. x0: normalised latents (B, 2, 3, 10, 10)."""
-    count = len(x0)
+    count, device = len(x0), x0.device
 
     def rand(*shape):
-        return torch.rand(*shape, generator=draws)
+        return torch.rand(*shape, generator=draws).to(device)
 
     def call(x, s, **more):
         return model(torch.cat([x, given], 1), s * 1000, words, return_dict=False, **more)[0].float()
@@ -108,15 +109,15 @@ def loss_of(args: Arguments, model, x0: torch.Tensor, given: torch.Tensor, words
         return s.view(-1, 1, 1, 1, 1)
 
     s = shifted(rand(count), SHIFT)
-    s = torch.where(rand(count) < (1 if args.variant == "once" else PURE), torch.ones(count), s)
-    x1 = torch.randn(x0.shape, generator=draws)
+    s = torch.where(rand(count) < (1 if args.variant == "once" else PURE), torch.ones_like(s), s)
+    x1 = torch.randn(x0.shape, generator=draws).to(device)
     half = wide(rand(count) < 0.5)
     if args.variant == "levels":
         rows = shifted(rand(count, 3, world.CELLS), SHIFT)
         rows = torch.where(half.view(-1, 1, 1), rows, s[:, None, None])
         x = torch.lerp(x0, x1, rows[:, None, :, :, None])
         return (call(x, rows.flatten(1)) - (x1 - x0)).square().mean()
-    x, target, weight, more = torch.lerp(x0, x1, wide(s)), x1 - x0, torch.ones(()), {}
+    x, target, weight, more = torch.lerp(x0, x1, wide(s)), x1 - x0, x0.new_ones(()), {}
     if args.variant == "memory":
         with torch.no_grad():
             memory = torch.zeros_like(x)
@@ -129,7 +130,7 @@ def loss_of(args: Arguments, model, x0: torch.Tensor, given: torch.Tensor, words
         with torch.no_grad():
             s = torch.where(half.flatten(), s.clamp(0.05, 0.98), s)  # the velocity to the truth is (x - x0) / s
             between = s + (1 - s) * rand(count)
-            own = x1 + wide(between - 1) * call(x1, torch.ones(count))
+            own = x1 + wide(between - 1) * call(x1, torch.ones_like(s))
             own = own + wide(s - between) * call(own, between)
             x = torch.where(half, own, torch.lerp(x0, x1, wide(s)))
             target = torch.where(half, (x - x0) / wide(s), target)
@@ -143,8 +144,8 @@ def average(averaged, current, count):
 
 
 def validate(args: Arguments, model, codec, embeds, count: int = 256) -> dict[str, list[float]]:
-    """Decision accuracy with 1 and 4 steps on validation puzzles, by length (a looped model: all loops)."""
-    model.eval()
+    """Decision accuracy with 1 and 4 steps on validation puzzles, by length (a looped model: all loops), on the CPU."""
+    model = deepcopy(model).cpu().eval()
     if isinstance(model, LoopedWan):
         model.loops = LOOPS[-1]
     rows = {}
@@ -155,9 +156,9 @@ def validate(args: Arguments, model, codec, embeds, count: int = 256) -> dict[st
     return rows
 
 
-def train(out: Path, args: Arguments) -> None:
-    """Train to the end, or go on with what lies in `out`. ValueError where it was begun with other
-    arguments.
+def train(out: Path, args: Arguments, device: str = "cpu") -> None:
+    """Train to the end on a torch device, or go on with what lies in `out`. ValueError where it was begun with
+    other arguments.
     """
     args.check()
     writable_folder(out)
@@ -169,11 +170,11 @@ def train(out: Path, args: Arguments) -> None:
     if (out / "weights.safetensors").is_file():
         return
     codec, model = build(args)
-    hasten(model).train()
+    hasten(model).to(device).train()
     mean = AveragedModel(model, multi_avg_fn=average)
     opts, done = optimizers(model), 0
     if (out / "checkpoint.pt").is_file():
-        state = torch.load(out / "checkpoint.pt", weights_only=True)
+        state = torch.load(out / "checkpoint.pt", weights_only=True, map_location=device)
         if state["arguments"] != asdict(args):
             raise ValueError(f"{out}/checkpoint.pt belongs to other arguments: {state['arguments']}")
         model.load_state_dict(state["model"])
@@ -182,7 +183,7 @@ def train(out: Path, args: Arguments) -> None:
             opt.load_state_dict(saved)
         done = state["chunks"]
     embeds = embed()
-    words = embeds.expand(args.batch, -1, -1)
+    words = embeds.expand(args.batch, -1, -1).to(device)
     chunks, before = args.samples // CHUNK, time.process_time()
     for number in range(done, chunks):
         films, losses = chunk(args, number), []
@@ -194,7 +195,7 @@ def train(out: Path, args: Arguments) -> None:
                     group["lr"] = args.rate * min(
                         1, (seen + 1) / (0.05 * args.samples), (args.samples - seen) / (0.3 * args.samples)
                     )
-            x0 = encode(codec, films[start : start + args.batch])
+            x0 = encode(codec, films[start : start + args.batch]).to(device)
             if isinstance(model, LoopedWan):
                 model.loops = int(torch.randint(LOOPS[0], LOOPS[-1] + 1, (), generator=draws))
             with sdpa_kernel(SDPBackend.MATH):
@@ -217,7 +218,7 @@ def train(out: Path, args: Arguments) -> None:
         with open(out / "log.jsonl", "a") as log:
             log.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-    weights = {name: value.contiguous() for name, value in mean.module.state_dict().items()}
+    weights = {name: value.cpu().contiguous() for name, value in mean.module.state_dict().items()}
     write(out / "weights.safetensors", lambda part: save_file(weights, part))
     (out / "checkpoint.pt").unlink()
 
@@ -225,6 +226,7 @@ def train(out: Path, args: Arguments) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu", help="of torch, such as cuda (default cpu)")
     for name, value in asdict(Arguments()).items():
         if isinstance(value, bool):
             parser.add_argument(f"--{name}", action="store_true")
@@ -232,7 +234,7 @@ def main() -> None:
             parser.add_argument(f"--{name}", type=type(value), default=value)
     given = vars(parser.parse_args())
     torch.set_num_threads(1)
-    train(given.pop("out"), Arguments(**given))
+    train(given.pop("out"), device=given.pop("device"), args=Arguments(**given))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ that earns nothing. A sample on which a scorer fails counts as 0 there; here it 
 without it. And no score is reported alone: the scorers have floors, so the ground truth, the frozen first frame, a jump
 to the last frame and noise are scored beside the model, on the same puzzles and at the size of its films.
 
+What a score is made of is kept too. A scorer adds up parts, such as "identification" and "fidelity" of a marked shape;
+the kit drops them, here they are read while it runs, and `Report.halves` tells deciding from drawing by their names.
+
 The numbers of the two benchmarks are not comparable: every report, file and name of a number says which one it is of.
 """
 
@@ -42,7 +45,19 @@ from ..report.progress import progress
 from ..report.results import interval_text, mean_of
 from .puzzles import FILES, Puzzle, answer_path, check_answers, squared
 
-__all__ = ["BENCHES", "CHECKOUT", "MOVED", "PYTHON", "REFERENCES", "Bench", "Kit", "Report", "find_kit", "score"]
+__all__ = [
+    "BENCHES",
+    "CHECKOUT",
+    "DRAWN",
+    "MOVED",
+    "PYTHON",
+    "REFERENCES",
+    "Bench",
+    "Kit",
+    "Report",
+    "find_kit",
+    "score",
+]
 
 CHECKOUT = "VBVR_EVALKIT"  # environment variable: the folder of the checkout
 PYTHON = "VBVR_EVALKIT_PYTHON"  # environment variable: the Python that runs it, default this one
@@ -51,6 +66,9 @@ CELL = 8  # pixels a side of a cell of noise: what one latent of a Wan VAE cover
 TRUTH, SIZED, FROZEN, JUMP, NOISE = REFERENCES = (
     "ground truth", "ground truth at the model's size", "frozen first frame", "jump to the last frame", "noise",
 )  # fmt: skip
+DRAWN = re.compile(  # in the names of parts that ask how well it is drawn, not what or where
+    "fidelity|preserv|invarian|precision|appearance|quality|style|smooth|visual|consisten|standardiz|specification|clarity"
+)
 _OPENCV = {"cv2": "opencv-python-headless>=4.13,<5", "PIL": "Pillow", "tqdm": "tqdm"}
 _MORE = {"scipy": "scipy", "skimage": "scikit-image", "norfair": "norfair", "easyocr": "easyocr", "ddddocr": "ddddocr"}
 
@@ -109,12 +127,26 @@ class Kit:
 class Report:
     """`task_specific` in [0, 1] of every puzzle: {role: {puzzle name: score}}, the roles being the model (under its
     name) and `REFERENCES`. failures: {role: {puzzle name: reason}} of samples that the kit counts as 0 because its
-    scorer failed. skipped: names of samples that `vbvr.read` was told to leave out."""
+    scorer failed. skipped: names of samples that `vbvr.read` was told to leave out. parts: {role: {puzzle name: {part:
+    (its value in [0, 1], its weight)}}}, of those scorers that tell them."""
 
     scores: dict[str, dict[str, float]]
     kit: Kit
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    parts: dict[str, dict[str, dict[str, tuple[float, float]]]] = field(default_factory=dict)
+
+    def halves(self, role: str) -> dict[str, tuple[float, float]]:
+        """{puzzle name: (deciding, drawing)}: weighted means of the parts that ask what and where, and of those that
+        ask how well it is drawn (`DRAWN` in their names), of the puzzles whose scorer has both.
+        """
+        found = {}
+        for name, parts in self.parts.get(role, {}).items():
+            halves = [[pair for part, pair in parts.items() if bool(DRAWN.search(part)) == drawn] for drawn in (0, 1)]
+            if all(sum(weight for _, weight in half) > 0 for half in halves):
+                means = [sum(value * weight for value, weight in half) / sum(w for _, w in half) for half in halves]
+                found[name] = (means[0], means[1])
+        return found
 
     @property
     def failed(self) -> list[str]:
@@ -310,18 +342,21 @@ def score(
     _check_readable([*films, *(puzzle.truth.absolute() for puzzle in puzzles)], kit)
     scores: dict[str, dict[str, float]] = {role: {} for role in (name, *REFERENCES)}
     failures: dict[str, dict[str, str]] = {}
+    parts: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
     for puzzle, film in progress(list(zip(puzzles, films, strict=True)), f"scores of {kit.bench.name}"):
         for role, sample in _scored(puzzle, film, sizes[puzzle.name], name, kit, work / "scores").items():
             scores[role][puzzle.name] = sample["score"]
             if sample["error"] is not None:
                 failures.setdefault(role, {})[puzzle.name] = sample["error"]
+            if sample["parts"]:
+                parts.setdefault(role, {})[puzzle.name] = {part: tuple(pair) for part, pair in sample["parts"].items()}
     skipped = tuple(sorted({skipped for puzzle in puzzles for skipped in puzzle.skipped}))
-    report = Report(scores, kit, failures, skipped)
+    report = Report(scores, kit, failures, skipped, parts)
     _check_truth(report)
     write_json(
         work / f"{name}.json",
         {"bench": kit.bench.name, "commit": kit.commit, "digest": kit.digest, "opencv": kit.opencv,
-         "left out": list(skipped), "failures": failures, "task_specific": scores},
+         "left out": list(skipped), "failures": failures, "task_specific": scores, "parts": parts},
     )  # fmt: skip
     return report
 
@@ -389,7 +424,7 @@ def _scored(puzzle: Puzzle, film: Path, size: tuple[int, int], name: str, kit: K
     What is in `store` is taken from there, the rest is scored in one process; failures are not stored.
     """
     facts = " ".join(sha256(path) for path in _files(puzzle))
-    given = f"{kit.bench.name} {kit.digest} {kit.opencv} {puzzle.name} {facts}"
+    given = f"parts {kit.bench.name} {kit.digest} {kit.opencv} {puzzle.name} {facts}"
     made = {role: f"{role} {size} {CELL}" for role in REFERENCES} | {TRUTH: TRUTH, name: sha256(film)}
     places = {
         role: store / f"{hashlib.sha256(f'{given} {made[role]}'.encode()).hexdigest()[:32]}.json"
@@ -401,6 +436,30 @@ def _scored(puzzle: Puzzle, film: Path, size: tuple[int, int], name: str, kit: K
         if sample["error"] is None:
             write_json(places[role], {"bench": kit.bench.name, "commit": kit.commit, "role": role, **sample})
     return {role: fresh[role] if role in fresh else read_json(place) for role, place in places.items()}
+
+
+_WATCH = """
+import importlib, importlib.util, json, numbers, runpy, sys
+root, packages, told, script, *arguments = sys.argv[1:]
+sys.path.insert(0, root)
+package = next(name for name in json.loads(packages) if importlib.util.find_spec(name))
+base = importlib.import_module(package + ".evaluators.base_evaluator").BaseEvaluator
+evaluate = base.evaluate
+
+def watched(self, info, **options):
+    self.__dict__.pop("_last_task_details", None)  # of the film before
+    result = evaluate(self, info, **options)
+    details, weights = result.get("details", {}).get("task_specific_details") or {}, getattr(self, "TASK_WEIGHTS", {})
+    parts = {name: (float(details[name]), float(weight)) for name, weight in weights.items()
+             if isinstance(details.get(name), numbers.Real)}
+    with open(told, "a") as lines:
+        print(json.dumps([str(info["video_path"]), parts]), file=lines)
+    return result
+
+base.evaluate = watched
+sys.argv = [script, *arguments]
+runpy.run_path(script, run_name="__main__")
+"""
 
 
 def _evaluated(puzzle: Puzzle, film: Path, size: tuple[int, int], roles: Sequence[str], kit: Kit) -> dict[str, dict]:
@@ -418,9 +477,20 @@ def _evaluated(puzzle: Puzzle, film: Path, size: tuple[int, int], roles: Sequenc
                 (truth / puzzle.name / path.name).symlink_to(path.absolute())
         for role in roles:
             _make(role, puzzle, film, size, models / _slug(role) / f"{puzzle.name}.mp4")
-        command = [kit.python, kit.root / kit.bench.script, "--models_base", models, "--gt_base", truth]
-        command += ["--output_dir", out, "--device", "cpu"]
+        told = Path(staged, "parts.jsonl")
+        command = [
+            kit.python,
+            "-c",
+            _WATCH,
+            kit.root,
+            json.dumps(kit.bench.packages),
+            told,
+            kit.root / kit.bench.script,
+        ]
+        command += ["--models_base", models, "--gt_base", truth, "--output_dir", out, "--device", "cpu"]
         run = _run([str(word) for word in command], cwd=kit.root)
+        lines = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
+        parts = {Path(film).relative_to(models).parts[0]: found for film, found in map(json.loads, lines)}
         found = {}
         for role in roles:
             account = out / f"{_slug(role)}_vbvr_results.json"
@@ -429,7 +499,8 @@ def _evaluated(puzzle: Puzzle, film: Path, size: tuple[int, int], roles: Sequenc
                     f"the evaluator of {kit.bench.name} failed on {role} {puzzle.name} (exit code {run.returncode}): "
                     f"{_last_words(run)}"
                 )
-            found[role] = _read_account(json.loads(account.read_text(encoding="utf-8")), puzzle, role, kit, run)
+            sample = _read_account(json.loads(account.read_text(encoding="utf-8")), puzzle, role, kit, run)
+            found[role] = sample | {"parts": parts.get(_slug(role), {})}
     return found
 
 

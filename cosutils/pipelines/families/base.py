@@ -190,6 +190,11 @@ class Family:
         """The model's output (B, C, F, H, W) of what `scheduler.step` takes; held frames move with velocity 0."""
         return self.from_solver(call, v, None if call.known is None else torch.zeros_like(call.known).to(v))
 
+    def handed_on(self, pipe: Any) -> torch.dtype:
+        """The dtype in which the loop hands a state on from step to step, unless the solver is a multistep one."""
+        dtype: torch.dtype = (pipe.transformer or pipe.transformer_2).dtype
+        return dtype
+
     def with_given(self, call: Call, x: Tensor) -> Tensor:
         """A state with the frames put back that the pipeline sets before every forward."""
         return x

@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from diffusers import LTXImageToVideoPipeline
 from torch import Tensor
 
@@ -31,6 +32,9 @@ class LTX(Family):
 
     def held(self, pipe: Any) -> int:
         return 1
+
+    def handed_on(self, pipe: Any) -> torch.dtype:
+        return torch.float32 if pipe.do_classifier_free_guidance else super().handed_on(pipe)
 
     def unpack(self, call: Call, latents: Tensor) -> Tensor:
         time, side, _ = self.patch(call.pipe)
