@@ -267,3 +267,12 @@ def test_every_notebook_has_its_page_with_numbered_figures():
         assert page.count('class="caption-number"') >= len(figures) > 0
         for figure in figures:
             assert f'id="{figure.name}"' in page
+
+
+@needs_book
+def test_every_chapter_says_what_it_finds_before_its_first_code():
+    for page in sorted((PAGES / "notebooks").glob("*.html")):
+        if "02" <= page.name[:2] <= "11":
+            text = page.read_text(encoding="utf-8")
+            assert text.count('<div class="finding"') == 1, page.name
+            assert text.index('<div class="finding"') < text.index('<div class="highlight'), page.name
