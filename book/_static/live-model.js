@@ -94,28 +94,27 @@ window.cosLive = (() => {
     return x.map((_, i) => values.slice(i * size, (i + 1) * size));
   }
 
-  // Latents to pixel frames, each 80 x 80 x 3 in [0, 1]; the first latent frame gives one frame, every other four.
-  function decode(model, latents) {
-    const { channels, frames, codec } = model, area = CELLS ** 2, films = [];
-    const patch = new Float32Array(4 * PATCH);
-    for (let t = 1; t <= 1 + 4 * (frames - 1); t++) films.push(new Float32Array(SIDE * SIDE * 3));
-    for (let f = 0; f < frames; f++)
-      for (let cell = 0; cell < area; cell++) {
-        patch.set(codec.mean);
-        for (let c = 0; c < channels; c++) {
-          const z = latents[(c * frames + f) * area + cell], start = c * patch.length;
-          for (let i = 0; i < patch.length; i++) patch[i] += z * codec.basis[start + i];
-        }
-        for (let t = f ? 0 : 3; t < 4; t++) paste(films[4 * f + t - 3], cell, patch, t * PATCH, (v) => (v + 1) / 2);
+  // Pixel frame t of latents, 80 x 80 x 3 in [0, 1]; the first latent frame gives one frame, every other four.
+  function decode(model, latents, t) {
+    const { channels, frames, codec } = model, area = CELLS ** 2, patch = new Float32Array(PATCH);
+    const f = Math.ceil(t / 4), start = ((t + 3) % 4) * PATCH, picture = new Float32Array(SIDE * SIDE * 3);
+    for (let cell = 0; cell < area; cell++) {
+      patch.set(codec.mean.subarray(start, start + PATCH));
+      for (let c = 0; c < channels; c++) {
+        const z = latents[(c * frames + f) * area + cell], row = codec.basis.subarray(c * 4 * PATCH + start);
+        for (let i = 0; i < PATCH; i++) patch[i] += z * row[i];
       }
-    return films;
+      for (let i = 0; i < PATCH; i++) patch[i] = (patch[i] + 1) / 2;
+      paste(picture, cell, patch, 0);
+    }
+    return picture;
   }
 
-  function paste(picture, cell, values, start, change = (value) => value) {
+  function paste(picture, cell, values, start) {
     const corner = (Math.floor(cell / CELLS) * CELL * SIDE + (cell % CELLS) * CELL) * 3;
     for (let y = 0; y < CELL; y++)
       for (let i = 0; i < CELL * 3; i++)
-        picture[corner + y * SIDE * 3 + i] = Math.min(1, Math.max(0, change(values[start + y * CELL * 3 + i])));
+        picture[corner + y * SIDE * 3 + i] = Math.min(1, Math.max(0, values[start + y * CELL * 3 + i]));
   }
 
   // A board of tile numbers as a picture.
@@ -231,15 +230,18 @@ window.cosLive = (() => {
   }
 
   // One step: x is what the model sees; returns the estimate, its reading and the state after the Euler step.
+  // Frames and the verdict on the whole film are computed when they are asked for.
   async function step(model, world, puzzle, given, prompt, x, sigma, next, { memory, keep, merge }) {
     const v = await velocity(model, x, given, prompt, sigma, memory, keep, merge);
     const x0 = x.map((values, i) => values.map((value, n) => value - sigma * v[i][n]));
-    const film = decode(model, x0[0]);
+    const count = 4 * model.frames - 3, seen = [];
+    const film = (t) => (seen[t] ??= decode(model, x0[0], t));
+    let verdict;
     return {
       x, x0, sigma, film,
       after: x.map((values, i) => values.map((value, n) => value + (next - sigma) * v[i][n])),
-      shares: shares(puzzle.basis, film.at(-1)),
-      solved: solved(world, puzzle, film),
+      shares: shares(puzzle.basis, film(count - 1)),
+      solved: () => (verdict ??= solved(world, puzzle, Array.from({ length: count }, (_, t) => film(t)))),
     };
   }
 
