@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import pathlib
-import re
-import shutil
-
 import pytest
+from chromium import PAGES
 
-PAGES = pathlib.Path(__file__).resolve().parents[1] / "_build" / "html"
 # what readers read; listings of source code (_modules) are Sphinx's own pages
 FOUND = sorted(page for page in PAGES.rglob("*.html") if not {"_static", "_modules"} & set(page.parts))
 EXPLORER = PAGES / "book" / "explorer.html"
 OWN = "article.bd-article"  # what the book's authors write, as opposed to the theme's frame around it
-
-pytestmark = [
-    pytest.mark.skipif(
-        not (PAGES / "index.html").is_file(), reason="the book is not built here: run `make book` first"
-    ),
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no playwright: use `make browser-test`"),
-    pytest.mark.skipif(shutil.which("chromium") is None, reason="the system has no chromium"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options, timeout=1_200_000)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """Function that opens a page; afterwards no page may have said or fetched anything that it should not."""
-    noise, tabs = [], []
-
-    def open_page(page: pathlib.Path, width: int = 1400, scheme: str = "light", query: str = ""):
-        tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        tabs.append(tab)
-        tab.on("pageerror", lambda error: noise.append(f"{page.name}: {error}"))
-        tab.on(
-            "console",
-            lambda m: noise.append(f"{page.name}: {m.text}") if m.type in ("error", "warning") else None,
-        )
-        tab.on("requestfailed", lambda request: noise.append(f"{page.name}: failed {request.url[:100]}"))
-        tab.on("request", lambda r: None if re.match("file:|data:|blob:", r.url) else noise.append(r.url[:100]))
-        tab.set_default_timeout(1_200_000)
-        tab.goto(page.as_uri() + query)  # until it is loaded, pictures and all
-        tab.wait_for_timeout(200)  # for what scripts may ask for afterwards
-        return tab
-
-    yield open_page
-    for tab in tabs:
-        tab.close()
-    assert not noise
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])

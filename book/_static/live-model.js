@@ -8,7 +8,7 @@ window.cosLive = (() => {
   const floats = (text) => new Float32Array(bytes(text).buffer);
   const ids = (board) => Uint8Array.from(board, (letter) => parseInt(letter, 36));
   const scripts = {};
-  let runtime = null;
+  let runtime = null, known = null;
 
   const script = (path) => (scripts[path] ??= new Promise((done, failed) => {
     const node = Object.assign(document.createElement("script"), { src: new URL(path, here), onload: done });
@@ -27,12 +27,12 @@ window.cosLive = (() => {
     return ort;
   })());
 
-  async function loadWorlds() {
+  const loadWorlds = () => (known ??= (async () => {
     await script("live/live.js");
     const { worlds, prompts } = window.cosData.live;
     for (const world of Object.values(worlds)) world.tiles = floats(world.tiles);
     return { worlds, prompts: Object.fromEntries(Object.entries(prompts).map(([name, text]) => [name, floats(text)])) };
-  }
+  })());
 
   async function loadModel(name) {
     const [ort] = await Promise.all([startRuntime(), script(`live/${name}.js`)]);

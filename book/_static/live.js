@@ -85,6 +85,7 @@
   // A new run of what is chosen. The step follows the computation, unless one is wanted.
   async function begin(wanted = null, shown = null) {
     const mine = ++turn;
+    states = [];
     stop();
     tell(`Loading the model: ${model.selectedOptions[0].text} …`);
     const loaded = await live.loadModel(model.value);
@@ -374,6 +375,8 @@
     if (target.dataset.run) guard(example(target));
   });
   window.addEventListener("hashchange", () => guard(visit()));
-  window.cosLivePage = { run: () => ({ plan, states, done: states.length === plan?.length }) };
+  window.cosLivePage = { // for tests and the console
+    run: () => ({ states, right: answers?.map((one) => one.right), done: plan !== undefined && states.length === plan.length }),
+  };
   guard(open());
 })();
