@@ -238,5 +238,5 @@ def test_a_maze_is_drawn_by_keyboard_and_kept_in_the_address(opened):
 def test_without_webassembly_the_page_says_so_and_leads_to_the_recorded_runs(opened):
     tab = opened(PAGE, before="delete window.WebAssembly")
     assert tab.locator("#live-missing a").get_attribute("href") == "explorer.html"
-    assert tab.is_visible("#live-missing") and "WebAssembly" in tab.inner_text("#live-missing")
+    assert tab.is_visible("#live-missing") and "lacks WebAssembly" in tab.inner_text("#live-error")
     assert not tab.is_visible("#live-body")

@@ -17,7 +17,8 @@
   const tell = (text) => { part("state").textContent = text; };
   const guard = (work) => work.catch((error) => {
     part("missing").hidden = false;
-    tell(`The model cannot run here: ${error.message}.`);
+    part("error").textContent = `(${error.message})`;
+    tell("The model cannot run here.");
   });
 
   // ---- what is chosen, and its place in the address ----
