@@ -7,7 +7,7 @@
   const [model, task, puzzle, seed, steps, step, frame] =
     ["model", "task", "puzzle", "seed", "steps", "step", "frame"].map(part);
   const picture = part("picture"), strip = part("strip"), sheet = part("sheet"), board = part("board"), body = part("body");
-  const COLUMNS = 9, STEPS = [1, 2, 4, 8, 20, 40];
+  const COLUMNS = 9, PITCH = live.SIDE + 4, STEPS = [1, 2, 4, 8, 20, 40];
   let worlds, prompts, world, engine, game, answers; // what there is; what is chosen
   let plan, states = [], before, edits, presses, turn = 0; // the run: a plan and a state for each step
   let drawn = null, pointed = null, timer = null, showCurve, showTable;
@@ -121,7 +121,7 @@
     const noise = (stream, row = 0) => live.noise(Number(seed.value) + row, stream, engine.size);
     if (states[0]?.x.length !== seeds) first = 0;
     states = states.slice(0, first);
-    if (first === 0) [sheet.width, sheet.height] = [COLUMNS * live.SIDE, plan.length * live.SIDE];
+    if (first === 0) [sheet.width, sheet.height] = [COLUMNS * PITCH, plan.length * PITCH];
     showCurve = chart(part("curve"), answers, plan.map((one) => one.sigma), goTo);
     for (let i = first; i < plan.length; i++) {
       const { sigma, edit, frame: noised, prompt, keep, merge } = plan[i], past = states[i - 1];
@@ -144,7 +144,7 @@
       states.push(state);
       for (let k = 0; k < COLUMNS; k++) {
         paint(draft, state.film(columnFrame(k)));
-        sheet.getContext("2d").drawImage(draft, k * live.SIDE, i * live.SIDE);
+        sheet.getContext("2d").drawImage(draft, k * PITCH, i * PITCH);
       }
       if (follow) step.value = i;
       show();
@@ -207,8 +207,8 @@
       "The values at the chosen step stand in the table.");
     paint(picture, state.film(f));
     outline(picture, answers, pointed);
-    [strip.width, strip.height] = [COLUMNS * live.SIDE, live.SIDE];
-    strip.getContext("2d").drawImage(sheet, 0, -s * live.SIDE);
+    [strip.width, strip.height] = [COLUMNS * PITCH, live.SIDE];
+    strip.getContext("2d").drawImage(sheet, 0, -s * PITCH);
     showCurve(states.map((one) => one.shares), s, before, edits);
     showTable([state.shares, before[s]]);
     part("prompt").value = now.prompt;
