@@ -29,7 +29,7 @@
     part("frame-value").value = `${f} of ${frame.max}`;
     step.setAttribute("aria-valuetext", `step ${s} of ${step.max}, noise level ${noise}`);
     frame.setAttribute("aria-valuetext", `frame ${f} of ${frame.max}`);
-    part("state").textContent = `Step ${s}, noise level ${noise}. Leading answer: ` + views.map(({ model, run }) => {
+    part("state").textContent = `Step ${s}, frame ${f}, noise level ${noise}. Leading answer: ` + views.map(({ model, run }) => {
       const shares = run.evidence[s], { name, right } = answers[shares.indexOf(Math.max(...shares))];
       return `${model.title}, ${name} (${right ? "right" : "wrong"}${run.solved[s] ? ", solved" : ""})`;
     }).join("; ") + ".";

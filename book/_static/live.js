@@ -201,7 +201,7 @@
     step.setAttribute("aria-valuetext", `step ${s} of ${step.max}, noise level ${level}`);
     frame.setAttribute("aria-valuetext", `frame ${f} of ${frame.max}`);
     const done = states.length === plan.length;
-    tell(`Step ${s}, noise level ${level}. Leading answer: ${verdict(state, done)}. ` +
+    tell(`Step ${s}, frame ${f}, noise level ${level}. Leading answer: ${verdict(state, done)}. ` +
       (done ? `The run ends with: ${verdict(states.at(-1), done)}.` : "Computing …"));
     part("curve").setAttribute("aria-label", `Share of each of ${answers.length} possible answers over the denoising steps. ` +
       "The values at the chosen step stand in the table.");
