@@ -46,7 +46,7 @@ pdf: book
 # read and operate every built page in Chromium; needs the system's `chromium`
 browser-test: .venv/.installed book
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]' --no-build-isolation
-	$(BIN)/python -m pytest -n 0 tests/test_book.py tests/test_browser.py -rs
+	$(BIN)/python -m pytest -n 0 tests/test_book.py tests/test_browser.py tests/test_live.py -rs
 
 # resolve the ranges of pyproject.toml afresh in an environment of its own and write constraints.txt
 lock:

@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import pathlib
-import re
-import shutil
-
 import pytest
+from chromium import PAGES
 
-PAGES = pathlib.Path(__file__).resolve().parents[1] / "_build" / "html"
 # what readers read; listings of source code (_modules) are Sphinx's own pages
 FOUND = sorted(page for page in PAGES.rglob("*.html") if not {"_static", "_modules"} & set(page.parts))
 EXPLORER = PAGES / "book" / "explorer.html"
 OWN = "article.bd-article"  # what the book's authors write, as opposed to the theme's frame around it
-
-pytestmark = [
-    pytest.mark.skipif(
-        not (PAGES / "index.html").is_file(), reason="the book is not built here: run `make book` first"
-    ),
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no playwright: use `make browser-test`"),
-    pytest.mark.skipif(shutil.which("chromium") is None, reason="the system has no chromium"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options, timeout=1_200_000)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """Function that opens a page; afterwards no page may have said or fetched anything that it should not."""
-    noise, tabs = [], []
-
-    def open_page(page: pathlib.Path, width: int = 1400, scheme: str = "light", query: str = ""):
-        tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        tabs.append(tab)
-        tab.on("pageerror", lambda error: noise.append(f"{page.name}: {error}"))
-        tab.on(
-            "console",
-            lambda m: noise.append(f"{page.name}: {m.text}") if m.type in ("error", "warning") else None,
-        )
-        tab.on("requestfailed", lambda request: noise.append(f"{page.name}: failed {request.url[:100]}"))
-        tab.on("request", lambda r: None if re.match("file:|data:|blob:", r.url) else noise.append(r.url[:100]))
-        tab.set_default_timeout(1_200_000)
-        tab.goto(page.as_uri() + query)  # until it is loaded, pictures and all
-        tab.wait_for_timeout(200)  # for what scripts may ask for afterwards
-        return tab
-
-    yield open_page
-    for tab in tabs:
-        tab.close()
-    assert not noise
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
@@ -87,100 +37,121 @@ def test_the_search_lists_its_hits_from_a_file(opened):
     tab.wait_for_selector("#search-results li a")
 
 
-def picture(tab) -> bytes:
-    tab.wait_for_function("document.getElementById('explorer-picture').dataset.tile")
-    return tab.locator("#explorer-picture").screenshot()
+def pictures(tab) -> tuple[bytes, ...]:
+    """The pictures of both models, once they are those of the runs that are chosen."""
+    for i in range(2):
+        tab.wait_for_function(
+            f"(document.getElementById('explorer-picture-{i}').dataset.tile || '').startsWith("
+            f"document.getElementById('explorer-sheet-{i}').src.split('/').pop() + ' ')"
+        )
+    return tuple(tab.locator(f"#explorer-picture-{i}").screenshot() for i in range(2))
 
 
-def test_the_explorers_sliders_follow_the_keyboard_and_change_the_picture(opened):
+def test_the_explorers_sliders_follow_the_keyboard_and_change_the_pictures(opened):
     tab = opened(EXPLORER)
     state = tab.locator("#explorer-state")
     tab.focus("#explorer-step")
-    seen = {state.inner_text(): picture(tab)}
+    seen = {state.inner_text(): pictures(tab)}
     tab.keyboard.press("End")
-    seen[state.inner_text()] = picture(tab)
+    seen[state.inner_text()] = pictures(tab)
     tab.focus("#explorer-frame")
     tab.keyboard.press("Home")
-    seen[state.inner_text()] = picture(tab)
+    seen[state.inner_text()] = pictures(tab)
     tab.keyboard.press("PageUp")
-    seen[state.inner_text()] = picture(tab)
+    seen[state.inner_text()] = pictures(tab)
     assert len(seen) == 4 and len(set(seen.values())) == 4
     assert state.get_attribute("aria-live") == "polite"
-    for name in ("model", "task", "run", "step", "frame"):
+    for name in ("task", "puzzle", "step", "frame"):
         assert tab.evaluate(f"document.getElementById('explorer-{name}').labels.length") == 1
     order = []
-    tab.focus("#explorer-model")
-    for _ in range(6):
+    tab.focus("#explorer-step")
+    for _ in range(5):
         order.append(tab.evaluate("document.activeElement.id").removeprefix("explorer-"))
         tab.keyboard.press("Tab")
-    assert order == ["model", "task", "run", "play", "step", "frame"]
-
-
-def shown(tab) -> bytes:
-    """The picture, once it is that of the run that is chosen."""
-    tab.wait_for_function(
-        "(document.getElementById('explorer-picture').dataset.tile || '').startsWith("
-        "document.getElementById('explorer-all').src.split('/').pop() + ' ')"
-    )
-    return picture(tab)
+    assert order == ["step", "frame", "play", "task", "puzzle"]
 
 
 def test_the_explorer_shows_every_run_of_every_task_and_model(opened):
     tab = opened(EXPLORER)
     seen, runs = set(), 0
-    for model in range(tab.locator("#explorer-model option").count()):
-        tab.select_option("#explorer-model", index=model)
-        for task in tab.locator("#explorer-task option").all():
-            tab.select_option("#explorer-task", task.get_attribute("value"))
-            for index in range(tab.locator("#explorer-run option").count()):
-                tab.select_option("#explorer-run", index=index)
-                seen.add(shown(tab))
-                curves = tab.locator("#explorer-curve path").count()
-                assert curves == tab.locator("#explorer-legend tbody tr").count() >= 2
-                runs += 1
-    assert runs == 80 and len(seen) >= 70
+    for task in tab.locator("#explorer-task option").all():
+        tab.select_option("#explorer-task", task.get_attribute("value"))
+        for index in range(tab.locator("#explorer-puzzle option").count()):
+            tab.select_option("#explorer-puzzle", index=index)
+            seen.update(pictures(tab))
+            answers = tab.locator("#explorer-legend tbody tr").count()
+            for i in range(2):
+                assert tab.locator(f"#explorer-curve-{i} path:not(.before)").count() == answers >= 2
+            runs += 2
+    assert runs == 88 and len(seen) >= 76
 
 
-def test_another_model_is_shown_at_the_same_task_puzzle_step_and_frame(opened):
+def test_the_explorers_examples_are_what_they_are_called(opened):
+    """By the numbers that the page holds: where the right answer leads, at the first step and at the last."""
     tab = opened(EXPLORER)
-    models = tab.locator("#explorer-model option").all_inner_texts()
-    assert models == ["ten blocks (cos-mini)", "three blocks (cos-mini-shallow)"]
-    tab.select_option("#explorer-task", "two_routes")
-    tab.select_option("#explorer-run", index=3)
-    tab.fill("#explorer-step", "2")
-    tab.fill("#explorer-frame", "9")
 
-    def place():
-        values = {name: tab.input_value(f"#explorer-{name}") for name in ("task", "step", "frame")}
-        return values | {"puzzle": tab.evaluate("document.getElementById('explorer-run').selectedIndex")}
+    def right(model: int) -> list[bool]:
+        return tab.evaluate(
+            """(model) => {
+            const task = document.getElementById("explorer-task"), puzzle = document.getElementById("explorer-puzzle");
+            const run = cosExplorer.models[model].tasks[task.selectedIndex].runs[puzzle.selectedIndex];
+            return run.evidence.map((row) => run.answers.includes(run.names[row.indexOf(Math.max(...row))]));
+        }""",
+            model,
+        )
 
-    before, prompt, ten = place(), tab.inner_text("#explorer-prompt"), shown(tab)
-    tab.focus("#explorer-model")
-    tab.keyboard.press("ArrowDown")
-    assert tab.input_value("#explorer-model") == "cos-mini-shallow"
-    assert shown(tab) != ten and place() == before == {
-        "task": "two_routes",
-        "step": "2",
-        "frame": "9",
-        "puzzle": 3,
-    }
-    assert tab.inner_text("#explorer-prompt") == prompt
-    tab.select_option("#explorer-task", "maze")
-    assert tab.input_value("#explorer-model") == "cos-mini-shallow"
-    tab.select_option("#explorer-task", "two_routes")
-    tab.select_option("#explorer-model", "cos-mini")
-    assert shown(tab) == ten and place() == before
+    found = {}
+    for button in tab.locator("#explorer-presets button").all():
+        button.click()
+        found[button.inner_text()] = right(0), right(1)
+        assert button.get_attribute("aria-pressed") == "true" and tab.inner_text("#explorer-told")
+    assert found["Spoils it"][1][0] and not found["Spoils it"][1][-1]
+    assert all(map(all, found["One pass decides"]))
+    tab.click("text=Two right answers")
+    assert tab.locator("#explorer-legend tbody tr >> text=★").count() == 2
+    tab.click("text=Changes its mind")
+    shares = tab.evaluate("cosExplorer.models[1].tasks.find(t => t.name === 'bounce').runs[1].evidence")
+    first, last = (sorted(row)[::-1] for row in (shares[0], shares[-1]))
+    assert first[0] - first[1] < 0.1 and last[0] - last[1] > 0.5 and found["Changes its mind"][1][-1]
 
 
-def test_the_explorer_plays_stops_and_follows_a_click_on_the_sheet(opened):
-    tab = opened(EXPLORER)
-    picture(tab)
+def test_the_explorers_address_names_the_case(opened):
+    tab = opened(EXPLORER, query="#task=two_routes&puzzle=3&step=2&frame=9")
+    values = {name: tab.input_value(f"#explorer-{name}") for name in ("task", "puzzle", "step", "frame")}
+    assert values == {"task": "two_routes", "puzzle": "3", "step": "2", "frame": "9"}
+    seen = pictures(tab)
+    tab.focus("#explorer-step")
+    tab.keyboard.press("ArrowRight")
+    assert "step=3" in tab.url and pictures(tab) != seen
+    tab.click("text=One pass decides")
+    tab.go_back()
+    tab.wait_for_function("document.getElementById('explorer-task').value === 'two_routes'")
+    assert tab.input_value("#explorer-step") == "3"
+
+
+def test_the_explorer_frames_an_answer_that_the_reader_points_at(opened):
+    tab = opened(EXPLORER, query="#task=maze&puzzle=0")
+    plain = pictures(tab)
+    tab.focus("#explorer-legend button >> nth=1")
+    framed = pictures(tab)
+    assert all(a != b for a, b in zip(plain, framed, strict=True))
+    tab.focus("#explorer-step")
+    assert pictures(tab) == plain
+
+
+def test_the_explorer_plays_stops_and_follows_a_click_on_a_sheet_and_on_a_curve(opened):
+    tab = opened(EXPLORER, query="#task=maze&puzzle=0&step=0&frame=16")
+    pictures(tab)
     tab.click("#explorer-play")
     tab.wait_for_function("document.getElementById('explorer-step').value >= 2")
     tab.click("#explorer-play")
     here = tab.input_value("#explorer-step")
     tab.wait_for_timeout(1000)
     assert tab.input_value("#explorer-step") == here
-    box = tab.locator("#explorer-all").bounding_box()
-    tab.locator("#explorer-all").click(position={"x": 1, "y": box["height"] / 20 * 2.5})
+    tab.click("#explorer-body summary")
+    box = tab.locator("#explorer-sheet-1").bounding_box()
+    tab.locator("#explorer-sheet-1").click(position={"x": 1, "y": box["height"] / 20 * 2.5})
     assert (tab.input_value("#explorer-step"), tab.input_value("#explorer-frame")) == ("2", "0")
+    box = tab.locator("#explorer-curve-0").bounding_box()
+    tab.locator("#explorer-curve-0").click(position={"x": box["width"] * 312 / 320, "y": box["height"] / 3})
+    assert tab.input_value("#explorer-step") == "19"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import importlib.metadata
+import json
 import pathlib
 import re
 import subprocess
@@ -98,7 +102,13 @@ def test_every_package_folder_is_shipped():
     assert {"cosutils", "cosutils.mini", "cosutils.mini.tasks"} <= found
 
 
-def test_the_vendored_script_comes_with_its_licence():
-    folder = ROOT / "book/_static/vendor/mathjax"
-    assert "Apache License" in (folder / "LICENSE").read_text()
-    assert "3.2.2" in (folder / "tex-svg.js").read_text()
+def test_the_vendored_scripts_come_with_their_licences():
+    vendor = ROOT / "book/_static/vendor"
+    assert {folder.name for folder in vendor.iterdir()} == {"mathjax", "onnxruntime"}
+    assert "Apache License" in (vendor / "mathjax" / "LICENSE").read_text()
+    assert "3.2.2" in (vendor / "mathjax" / "tex-svg.js").read_text()
+    assert "MIT License" in (vendor / "onnxruntime" / "LICENSE").read_text()
+    runtime = (vendor / "onnxruntime" / "runtime.js").read_text().removeprefix("window.cosRuntime = ")
+    parts, told = json.loads(runtime.removesuffix(";\n")), (vendor / "onnxruntime" / "README.md").read_text()
+    for content in (parts["module"].encode(), gzip.decompress(base64.b64decode(parts["wasm"]))):
+        assert hashlib.sha256(content).hexdigest() in told

@@ -7,8 +7,8 @@
    `notebooks/params/<preset>.yaml` gives it: {notebook name without .ipynb: {parameter: value}}.
    A notebook or parameter name that does not exist is an error; a name that begins with a dot only holds what other
    entries repeat by reference (YAML anchors).
-   `make_explorer.py` computes the pictures of the explorer page beside them. A line says when each begins and ends;
-   what else they say goes to `_build/log`.
+   Beside them, `make_explorer.py` computes the pictures of the explorer page and `export_live.py` writes the models of
+   the live page. A line says when each begins and ends; what else they say goes to `_build/log`.
 3. `_build/manifest.json` says what ran, with which parameters, how long, and what failed.
 4. Jupyter Book builds the staged copy without executing anything; every warning is an error.
 5. `_build/html` (pages) and `_build/results` (numbers) are replaced only when all of that went well.
@@ -46,6 +46,7 @@ DESCRIPTION = (
     "Do video models reason along their denoising steps? The claims of Demystifying Video Reasoning, measured on small "
     "models whose answers can be read exactly."
 )
+TOOLS = {"explorer": "make_explorer.py", "live": "export_live.py"}  # page -> what writes its data
 BINDER, COLAB = "https://mybinder.org", "https://colab.research.google.com"
 
 
@@ -172,13 +173,13 @@ def run_notebook(
     return record | {"seconds": round(time.perf_counter() - start, 1)}
 
 
-def run_explorer(folder: pathlib.Path) -> dict[str, Any]:
-    """Compute the explorer's pictures into `folder` and say how it went, as `run_notebook` does."""
-    print("explorer: begins", flush=True)
+def run_tool(page: str, folder: pathlib.Path) -> dict[str, Any]:
+    """Let the tool of a page write its data into `folder` and say how it went, as `run_notebook` does."""
+    print(f"{page}: begins", flush=True)
     start = time.perf_counter()
-    command = [sys.executable, str(pathlib.Path(__file__).with_name("make_explorer.py")), str(folder)]
+    command = [sys.executable, str(pathlib.Path(__file__).with_name(TOOLS[page])), str(folder)]
     run = subprocess.run(command, capture_output=True, text=True)
-    record = {"notebook": "explorer", "status": "failed" if run.returncode else "ok"}
+    record = {"notebook": page, "status": "failed" if run.returncode else "ok"}
     if run.returncode:
         record["error"] = run.stderr.strip()
     return record | {"seconds": round(time.perf_counter() - start, 1)}
@@ -187,16 +188,17 @@ def run_explorer(folder: pathlib.Path) -> dict[str, Any]:
 def run_all(
     root: pathlib.Path, stage: pathlib.Path, chosen: dict[str, dict[str, Any]], workers: int, timeout: int
 ) -> list[dict[str, Any]]:
-    """Execute the chosen notebooks and compute the explorer, `workers` at a time, each in a process of its own.
+    """Execute the chosen notebooks and the tools of pages, `workers` at a time, each in a process of its own.
 
-    The explorer is left out where its pictures are there. A line is printed as each ends, with the time that is left by
+    A tool is left out where its data are there. A line is printed as each ends, with the time that is left by
     the seconds of the last build, or else by the mean so far.
     """
     manifest = root / "_build" / "manifest.json"
     before = json.loads(manifest.read_text(encoding="utf-8"))["notebooks"] if manifest.is_file() else []
     usual = {record["notebook"].removesuffix(".ipynb"): record["seconds"] for record in before}
-    explorer = stage / "book" / "_static" / "explorer"
-    names = [*chosen, *(["explorer"] if (stage / "book" / "explorer.md").is_file() and not explorer.is_dir() else [])]
+    book, static = stage / "book", stage / "book" / "_static"
+    pages = [page for page in TOOLS if (book / f"{page}.md").is_file() and not (static / page).is_dir()]
+    names = [*chosen, *pages]
     workers = max(1, min(workers, len(names)))
     print(f"{len(names)} to run, {workers} at a time: {', '.join(names)}", flush=True)
     with ProcessPoolExecutor(max_workers=workers) as pool:
@@ -205,8 +207,7 @@ def run_all(
             pool.submit(run_notebook, *(folder / f"{name}.ipynb" for folder in folders), values, timeout): name
             for name, values in chosen.items()
         }
-        if "explorer" in names:
-            jobs[pool.submit(run_explorer, explorer)] = "explorer"
+        jobs |= {pool.submit(run_tool, page, static / page): page for page in pages}
         ended: dict[str, dict[str, Any]] = {}
         for job in as_completed(jobs):
             record = ended[jobs[job]] = job.result()

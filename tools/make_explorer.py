@@ -24,6 +24,8 @@ from cosutils.measures import chain
 
 MODELS = {"cos-mini": "ten blocks", "cos-mini-shallow": "three blocks"}
 SEEDS = range(4)
+# what is shown -> task and difficulty
+TASKS = {name: (name, None) for name in cos.tasks.NAMES} | {"two_right_routes": ("two_routes", 0)}
 
 
 def sheet(films: np.ndarray) -> Image.Image:
@@ -41,6 +43,7 @@ def facts(trace: chain.Trace, picture: str) -> dict:
         "sheet": picture,
         "answers": list(trace.sample.films),
         "names": trace.names,
+        "cells": [np.flatnonzero(last != trace.sample.blank).tolist() for last in trace.sample.options.values()],
         "evidence": np.round(trace.evidence, 3).tolist(),
         "sigmas": np.round(trace.sigmas, 3).tolist(),
         "scores": [round(score.total, 3) for score in trace.scores],
@@ -51,10 +54,10 @@ def facts(trace: chain.Trace, picture: str) -> dict:
 def make(
     folder: pathlib.Path,
     models: Mapping[str, str] = MODELS,
-    names: Sequence[str] = cos.tasks.NAMES,
+    names: Sequence[str] = tuple(TASKS),
     seeds: range = SEEDS,
 ) -> float:
-    """Fill `folder` with the runs of the first held-out puzzles of every task; returns the seconds it took.
+    """Fill `folder` with the runs of the first held-out puzzles of every entry of `TASKS`; returns the seconds it took.
 
     models: name as for `cos.load`, and what the reader is told of it.
     """
@@ -65,15 +68,16 @@ def make(
         pipe = cos.load(model)
         pipe.set_progress_bar_config(disable=True)
         tasks = []
-        for task in names:
+        for name in names:
             runs = []
             for seed in seeds:
-                trace = chain.trace(pipe, cos.tasks.sample(task, seed), seed, keep_films=True)
-                picture = f"{model}-{task}-{seed}.jpg"
+                sample = cos.tasks.sample(TASKS[name][0], seed, TASKS[name][1])
+                trace = chain.trace(pipe, sample, seed, keep_films=True)
+                picture = f"{model}-{name}-{seed}.jpg"
                 sheet(trace.films).save(folder / picture, quality=80, subsampling=0, optimize=True)
                 runs.append(facts(trace, picture))
                 tile = trace.films.shape[1:4]
-            tasks.append({"name": task, "runs": runs})
+            tasks.append({"name": name, "runs": runs})
         shown.append({"name": model, "title": title, "tasks": tasks})
     data = {"frames": tile[0], "height": tile[1], "width": tile[2], "models": shown}
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)

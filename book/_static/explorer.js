@@ -1,142 +1,162 @@
-// The explorer page: a model, a task, a puzzle, a step and a frame choose one tile of a picture; the candidate curve
-// stands beside it. Plain script, no library; the data come from explorer/data.js (tools/make_explorer.py).
+// The explorer page: a task, a puzzle, a step and a frame choose one tile of a picture for each model; the shares of the
+// answers stand below. Plain script, no library; the data come from explorer/data.js (tools/make_explorer.py).
 "use strict";
 
 (() => {
-  const data = window.cosExplorer;
+  const data = window.cosExplorer, { chart, table, outline } = window.cosAnswers;
   if (!data) return;
   const part = (name) => document.getElementById(`explorer-${name}`);
-  const model = part("model"), task = part("task"), puzzle = part("run"), play = part("play");
-  const step = part("step"), frame = part("frame");
-  const picture = part("picture"), curve = part("curve"), rows = part("legend").tBodies[0], all = part("all");
+  const [task, puzzle, step, frame, play] = ["task", "puzzle", "step", "frame", "play"].map(part);
   const base = new URL("explorer/", document.currentScript.src);
-  const box = { left: 34, top: 10, width: 276, height: 190 };
-  const dashes = ["", "6 3", "2 3"];
-  let run, timer = null;
+  const views = data.models.map((model, i) => ({
+    model, picture: part(`picture-${i}`), curve: part(`curve-${i}`), sheet: part(`sheet-${i}`), mark: part(`mark-${i}`),
+  }));
+  let answers, pointed = null, timer = null, showTable;
 
-  const draw = (name, attributes, text = "") => {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    node.textContent = text;
-    return node;
-  };
-  const x = (s) => box.left + (box.width * s) / Math.max(1, run.sigmas.length - 1);
-  const y = (share) => box.top + box.height * (1 - share);
-  const right = (name) => run.answers.includes(name);
-  const puzzles = () => data.models[model.selectedIndex].tasks[task.selectedIndex].runs;
-  const style = (k) => `stroke: var(--explorer-${k % 8}); stroke-dasharray: ${dashes[Math.floor(k / 8) % 3] || "none"}`;
-  const path = (k) => run.evidence.map((shares, s) => `${s ? "L" : "M"}${x(s).toFixed(1)} ${y(shares[k]).toFixed(1)}`);
-
-  function drawCurves() {
-    const last = run.sigmas.length - 1;
-    curve.replaceChildren();
-    for (const share of [0, 0.5, 1]) {
-      curve.append(draw("line", { class: "grid", x1: box.left, x2: box.left + box.width, y1: y(share), y2: y(share) }));
-      curve.append(draw("text", { x: box.left - 6, y: y(share) + 4, "text-anchor": "end" }, String(share)));
-    }
-    for (const s of [0, Math.round(last / 2), last])
-      curve.append(draw("text", { x: x(s), y: box.top + box.height + 16, "text-anchor": "middle" }, String(s)));
-    curve.append(draw("text", { x: x(last / 2), y: 236, "text-anchor": "middle" }, "denoising step"));
-    run.names.forEach((name, k) => {
-      const line = draw("path", { d: path(k).join(""), class: right(name) ? "right" : "other", style: style(k) });
-      curve.append(line);
-    });
-    curve.append(draw("line", { id: "explorer-now", class: "now", y1: box.top, y2: box.top + box.height }));
-    rows.replaceChildren(...run.names.map((name, k) => {
-      const row = document.createElement("tr"), head = document.createElement("th");
-      const swatch = draw("svg", { viewBox: "0 0 24 8", "aria-hidden": "true" });
-      swatch.append(draw("path", { d: "M0 4L24 4", class: right(name) ? "right" : "other", style: style(k) }));
-      head.scope = "row";
-      head.append(swatch, right(name) ? `${name} ★` : name);
-      row.append(head, document.createElement("td"));
-      return row;
-    }));
+  function drawPicture({ model, run, picture, sheet }, s, f) {
+    picture.setAttribute("aria-label", `${task.value}, ${model.title}: clean estimate at step ${s}, frame ${f}`);
+    if (!sheet.complete || !sheet.naturalWidth) return;
+    const { width, height } = data;
+    picture.getContext("2d").drawImage(sheet, f * width, s * height, width, height, 0, 0, width, height);
+    outline(picture, answers, pointed);
+    picture.dataset.tile = `${run.sheet} ${s} ${f}`;
   }
 
   function show() {
-    const s = Number(step.value), f = Number(frame.value), shares = run.evidence[s];
-    const leader = shares.indexOf(Math.max(...shares)), name = run.names[leader];
-    const noise = run.sigmas[s].toFixed(2), share = shares[leader].toFixed(2);
+    const s = Number(step.value), f = Number(frame.value), { sigmas } = views[0].run;
+    const noise = sigmas[s].toFixed(2), rows = sigmas.length;
     part("step-value").value = `${s} of ${step.max}`;
     part("frame-value").value = `${f} of ${frame.max}`;
     step.setAttribute("aria-valuetext", `step ${s} of ${step.max}, noise level ${noise}`);
     frame.setAttribute("aria-valuetext", `frame ${f} of ${frame.max}`);
-    part("state").textContent = `Step ${s}, frame ${f}, noise level ${noise}. ` +
-      `Leading answer: ${name} (${right(name) ? "right" : "wrong"}), share ${share}. ` +
-      `As a final film it would score ${run.scores[s].toFixed(2)}${run.solved[s] ? ", solved." : ", not solved."}`;
-    picture.setAttribute("aria-label", `${task.value}, ${model.value}: clean estimate at step ${s}, frame ${f}`);
-    const now = document.getElementById("explorer-now");
-    now.setAttribute("x1", x(s));
-    now.setAttribute("x2", x(s));
-    [...rows.rows].forEach((row, k) => { row.cells[1].textContent = shares[k].toFixed(2); });
-    const mark = part("mark").style, high = 100 / run.sigmas.length, wide = 100 / data.frames;
-    Object.assign(mark, { top: `${s * high}%`, left: `${f * wide}%`, height: `${high}%`, width: `${wide}%` });
-    if (all.complete && all.naturalWidth) {
-      const pen = picture.getContext("2d");
-      pen.imageSmoothingEnabled = false;
-      pen.drawImage(all, f * data.width, s * data.height, data.width, data.height, 0, 0, data.width, data.height);
-      picture.dataset.tile = `${run.sheet} ${s} ${f}`;
+    part("state").textContent = `Step ${s}, frame ${f}, noise level ${noise}. Leading answer: ` + views.map(({ model, run }) => {
+      const shares = run.evidence[s], { name, right } = answers[shares.indexOf(Math.max(...shares))];
+      return `${model.title}, ${name} (${right ? "right" : "wrong"}${run.solved[s] ? ", solved" : ""})`;
+    }).join("; ") + ".";
+    for (const view of views) {
+      drawPicture(view, s, f);
+      view.show(view.run.evidence, s);
+      Object.assign(view.mark.style, {
+        top: `${(s * 100) / rows}%`, left: `${(f * 100) / data.frames}%`, height: `${100 / rows}%`, width: `${100 / data.frames}%`,
+      });
     }
+    showTable(views.map(({ run }) => run.evidence[s]));
   }
 
-  function chooseRun() {
-    run = puzzles()[puzzle.selectedIndex];
+  function goTo(s, f = frame.value) {
+    stop();
+    [step.value, frame.value] = [s, f];
+    show();
+    remember();
+  }
+
+  function choose() {
+    for (const view of views) {
+      view.run = view.model.tasks[task.selectedIndex].runs[puzzle.selectedIndex];
+      view.sheet.alt = `All clean estimates of ${view.model.title} on ${task.value}, puzzle ${view.run.seed}: ` +
+        "rows are steps, columns are frames";
+      view.sheet.src = new URL(view.run.sheet, base);
+      view.curve.setAttribute("aria-label", `${view.model.title}: share of each of ${view.run.names.length} possible answers ` +
+        `over the denoising steps; the right one: ${view.run.answers.join(" or ")}. The table has the values.`);
+    }
+    const { run } = views[0];
+    answers = run.names.map((name, k) => ({ name, right: run.answers.includes(name), cells: run.cells[k] }));
+    for (const view of views) view.show = chart(view.curve, answers, run.sigmas, goTo);
+    showTable = table(part("legend"), answers, views.map(({ model }) => model.title), (k) => { pointed = k; show(); });
     step.max = run.sigmas.length - 1;
     part("prompt").textContent = run.prompt;
-    curve.setAttribute("aria-label", `Share of each of ${run.names.length} possible answers over the denoising steps; ` +
-      `the right one: ${run.answers.join(" or ")}. The values at the chosen step stand in the table.`);
-    all.alt = `All clean estimates of ${model.value} on ${task.value}, puzzle ${run.seed}: ` +
-      "rows are steps, columns are frames";
-    all.src = new URL(run.sheet, base);
-    drawCurves();
     show();
   }
 
   function listPuzzles() {
-    const chosen = Math.max(0, puzzle.selectedIndex);
-    puzzle.replaceChildren(...puzzles().map((r) => new Option(
-      `seed ${r.seed}, ${r.solved[r.solved.length - 1] ? "solved" : "not solved"}`)));
-    puzzle.selectedIndex = Math.min(chosen, puzzle.options.length - 1);
-    chooseRun();
+    const chosen = Math.max(0, puzzle.selectedIndex), { runs } = data.models[0].tasks[task.selectedIndex];
+    puzzle.replaceChildren(...runs.map((run) => new Option(`puzzle ${run.seed}`, run.seed)));
+    puzzle.selectedIndex = Math.min(chosen, runs.length - 1);
   }
 
-  function setPlaying(on) {
+  // ---- the address: chapters lead to their case by it ----
+
+  function remember() {
+    const values = [task, puzzle, step, frame].map((field) => [field.id.slice(9), field.value]);
+    history.replaceState(null, "", `#${new URLSearchParams(values)}`);
+    caption();
+  }
+
+  function caption() {
+    part("told").textContent = "";
+    for (const button of part("presets").children) {
+      const here = new URLSearchParams(button.dataset.run), now = new URLSearchParams(location.hash.slice(1));
+      const fits = ["task", "puzzle"].every((key) => here.get(key) === now.get(key));
+      button.setAttribute("aria-pressed", String(fits));
+      if (fits) part("told").textContent = button.dataset.told;
+    }
+  }
+
+  // Go where the address says; what it does not name keeps its value, what does not exist is passed over.
+  function visit() {
+    const wanted = new URLSearchParams(location.hash.slice(1));
+    const take = (field) => {
+      const value = wanted.get(field.id.slice(9));
+      if (field.options ? [...field.options].some((one) => one.value === value) : /^\d+$/.test(value)) field.value = value;
+    };
+    take(task);
+    listPuzzles();
+    take(puzzle);
+    choose();
+    take(step);
+    take(frame);
+    caption();
+    show();
+  }
+
+  function example(button) {
+    history.pushState(null, "", `#${button.dataset.run}`);
+    stop();
+    visit();
+  }
+
+  // ---- play ----
+
+  function stop() {
     clearInterval(timer);
-    timer = on ? setInterval(advance, 450) : null;
-    play.setAttribute("aria-pressed", String(on));
-    play.textContent = on ? "Stop" : "Play the steps";
-    part("state").setAttribute("aria-live", on ? "off" : "polite");
+    timer = null;
+    play.setAttribute("aria-pressed", "false");
+    play.textContent = "Play the steps";
+    part("state").setAttribute("aria-live", "polite");
   }
 
-  function advance() {
-    if (Number(step.value) >= Number(step.max)) { setPlaying(false); return; }
-    step.value = Number(step.value) + 1;
+  function start() {
+    if (step.value === step.max) step.value = 0;
+    play.setAttribute("aria-pressed", "true");
+    play.textContent = "Stop";
+    part("state").setAttribute("aria-live", "off");
+    timer = setInterval(() => {
+      step.value = Number(step.value) + 1;
+      show();
+      if (step.value === step.max) stop();
+    }, 450);
     show();
   }
 
-  model.append(...data.models.map((m) => new Option(`${m.title} (${m.name})`, m.name)));
-  task.append(...data.models[0].tasks.map((t) => new Option(t.name.replace(/_/g, " "), t.name)));
-  picture.width = data.width;
-  picture.height = data.height;
-  frame.max = data.frames - 1;
-  for (const choice of [model, task]) choice.addEventListener("change", listPuzzles);
-  puzzle.addEventListener("change", chooseRun);
-  all.addEventListener("load", show);
-  for (const slider of [step, frame]) slider.addEventListener("input", () => { setPlaying(false); show(); });
-  play.addEventListener("click", () => {
-    if (timer === null && step.value === step.max) step.value = 0;
-    setPlaying(timer === null);
-    show();
-  });
-  part("sheet").addEventListener("click", (event) => {
-    const area = all.getBoundingClientRect();
-    frame.value = Math.floor(((event.clientX - area.left) / area.width) * data.frames);
-    step.value = Math.floor(((event.clientY - area.top) / area.height) * run.sigmas.length);
-    setPlaying(false);
-    show();
-  });
-  frame.value = frame.max;
+  task.append(...data.models[0].tasks.map((one) => new Option(one.name.replace(/_/g, " "), one.name)));
+  frame.max = frame.value = data.frames - 1;
+  task.addEventListener("change", () => { listPuzzles(); choose(); remember(); });
+  puzzle.addEventListener("change", () => { choose(); remember(); });
+  for (const slider of [step, frame]) slider.addEventListener("input", () => goTo(step.value));
+  play.addEventListener("click", () => (timer === null ? start() : stop()));
+  for (const view of views) {
+    [view.picture.width, view.picture.height] = [data.width, data.height];
+    view.sheet.addEventListener("load", show);
+    view.sheet.addEventListener("click", (event) => {
+      const area = view.sheet.getBoundingClientRect(), index = (at, size, count) => Math.floor((at / size) * count);
+      goTo(index(event.clientY - area.top, area.height, view.run.sigmas.length),
+        index(event.clientX - area.left, area.width, data.frames));
+    });
+  }
+  part("presets").addEventListener("click", ({ target }) => { if (target.dataset.run) example(target); });
+  window.addEventListener("hashchange", visit);
   part("missing").hidden = true;
   part("body").hidden = false;
-  listPuzzles();
+  if (!location.hash.includes("=")) history.replaceState(null, "", `#${part("presets").firstElementChild.dataset.run}`);
+  visit();
 })();
