@@ -20,7 +20,19 @@ from .._files import read_json, write_json
 from .evaluate import cos_index, d50, horizon, interval
 from .train import Arguments
 
-__all__ = ["END", "by_depth", "cells", "decided", "flips", "groups", "judge", "load_records", "summary", "usual"]
+__all__ = [
+    "END",
+    "by_depth",
+    "cells",
+    "decided",
+    "flips",
+    "groups",
+    "groups_of",
+    "judge",
+    "load_records",
+    "summary",
+    "usual",
+]
 
 END, LEAST, ROOM, GAIN, SURE = 32, 3, 0.5, 0.2, 0.1  # steps, seeds, one pass at most, gain at least, lower end above
 KEY = ("task", "film", "depth", "variant", "scale", "samples")
@@ -168,9 +180,14 @@ def decided(records: list[dict], sampler: str = "uniform") -> dict[int, dict[int
     }
 
 
+def groups_of(judged: dict) -> dict[tuple, dict]:
+    """The groups of a `summary` by their key, as `groups` and `usual` name it."""
+    return {tuple(row[name] for name in KEY): row for row in judged["groups"]}
+
+
 def by_depth(judged: dict, task: str, film: str, variant: str) -> dict[int, dict]:
     """Number of blocks -> the usual group of a `summary` with as many."""
-    found = {tuple(row[name] for name in KEY): row for row in judged["groups"]}
+    found = groups_of(judged)
     depths = sorted(int(key[2]) for key in found if key[2].isdigit() and key == usual(task, film, int(key[2]), variant))
     return {depth: found[usual(task, film, depth, variant)] for depth in depths}
 
