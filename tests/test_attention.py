@@ -49,7 +49,7 @@ def test_the_values_weighed_by_the_weights_are_what_the_attention_gives_out(kind
         assert torch.allclose(made_of(block.attn1, own[KEY], self_states.inputs[KEY]), self_states[KEY], **close)
         if kind != "wan21":
             assert torch.allclose(made_of(block.attn2, cross[KEY], text[0]), cross_states[KEY], **close)
-    for weights, keys in ((own, 6), (cross, 512)):
+    for weights, keys in ((own, 6), (cross, tiny.TOKENS)):
         assert weights.layers == list(range(tiny.LAYERS)) and weights.steps == [0, 1]
         assert weights[KEY].shape == (1, 2, 6, keys) and weights[KEY].dtype == torch.float32
         assert torch.allclose(weights[KEY].sum(-1), torch.ones(()), atol=1e-5) and weights[KEY].std() > 0
@@ -103,8 +103,8 @@ def test_words_of_the_prompt_are_found_where_the_tokenizer_puts_them(pipe):
         ({"of": [6]}, {}, ValueError, r"must lie in 0\.\.5"),
         ({"to": [6]}, {}, ValueError, r"must lie in 0\.\.5"),
         ({"to": "red"}, {}, ValueError, "names words of the prompt, which part='cross_attention' looks at"),
-        ({"to": [512], "part": "cross_attention"}, {}, ValueError, r"must lie in 0\.\.511"),
-        ({"to": "blue", "part": "cross_attention"}, {}, ValueError, "'blue' must be among the first 512 tokens"),
+        ({"to": [tiny.TOKENS], "part": "cross_attention"}, {}, ValueError, r"must lie in 0\.\.15"),
+        ({"to": "blue", "part": "cross_attention"}, {}, ValueError, "'blue' must be among the first 16 tokens"),
         ({"to": "re", "part": "cross_attention"}, {}, ValueError, "'re' must be among"),
         (
             {"to": "moves", "part": "cross_attention"},

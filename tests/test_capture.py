@@ -29,9 +29,7 @@ def pipe():
     return tiny.build("a14b")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@tiny.every(kind=tiny.KINDS, solver=tiny.SOLVERS, dtype=tiny.DTYPES)
 def test_capturing_changes_nothing(kind, solver, dtype):
     pipe = tiny.build(kind, solver, dtype)
     plain = pipe(**tiny.call()).frames
@@ -169,6 +167,7 @@ def test_finished_steps_can_be_read_during_the_run(pipe):
     assert lengths == [(2 * (step + 1), step, (1, *GRID)) for step in range(STEPS)]
 
 
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same_records():
     pipe = tiny.build("a14b")
     with capture(pipe, reduce=raw) as eager:

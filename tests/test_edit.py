@@ -118,6 +118,7 @@ def test_of_two_edits_the_inner_acts_first_and_captures_see_both(pipe):
     assert torch.equal(swapped[KEY], own[KEY])
 
 
+@pytest.mark.slow
 def test_edits_work_on_compiled_blocks_and_their_parts_are_refused():
     pipe = tiny.build("a14b")
 

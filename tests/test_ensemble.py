@@ -41,9 +41,7 @@ def rows_run(pipe, **call) -> tuple[object, int]:
             hook.remove()
 
 
-@pytest.mark.parametrize("mode", ["token", "pooled"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@tiny.every(kind=tiny.KINDS, dtype=tiny.DTYPES, mode=("token", "pooled"))
 def test_one_seed_is_a_plain_run(kind, dtype, mode):
     pipe = tiny.build(kind, "unipc", dtype)
     plain = pipe(**tiny.call()).frames
@@ -100,9 +98,7 @@ def test_groups_of_one_batch_equal_separate_ensembles(pipe):
             assert torch.allclose(pipe(**tiny.call([prompt] * 2, seed=seed)).frames, part, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@tiny.every(kind=tiny.KINDS, solver=tiny.SOLVERS, dtype=tiny.DTYPES)
 def test_a_single_continuation_is_that_row_of_the_ensemble(kind, solver, dtype):
     pipe = tiny.build(kind, solver, dtype)
     with record(pipe) as run, ensemble(pipe, layers=[1, 2], steps=[0, 1]):

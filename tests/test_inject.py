@@ -49,9 +49,7 @@ def test_noise_at_step_is_what_the_model_sees(solver, step):
     assert noisy.edits == {step: ["noise, seed 4"]}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
-@pytest.mark.parametrize("kind", ["a14b", "ti2v5b"])
+@tiny.every(kind=["a14b", "ti2v5b"], solver=tiny.SOLVERS, dtype=tiny.DTYPES)
 def test_a_run_from_the_noise_on_equals_the_full_one(kind, solver, dtype):
     pipe = tiny.build(kind, solver, dtype)
     for step in (0, 1, 3):

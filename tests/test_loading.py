@@ -556,6 +556,7 @@ def test_a_whole_model_is_offloaded_to_the_device_that_is_asked_for(monkeypatch)
     assert pipe._execution_device == torch.device("cuda:2")
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_read_from_the_local_cache(two_experts, tmp_path):
     """Folder and LoRA of a hub id, as the hub's client lays its cache out, in a process that is offline."""
     hub = tmp_path / "hub"

@@ -26,10 +26,7 @@ from cosutils.measures.planning import average
 from cosutils.pipelines.check import check_pipeline
 from cosutils.pipelines.schedule import ExactEulerScheduler
 
-DTYPES = (torch.float32, torch.bfloat16)
-every_pipeline = pytest.mark.parametrize(
-    ("kind", "solver", "dtype"), [(k, s, d) for k in tiny.KINDS for s in tiny.SOLVERS for d in DTYPES]
-)
+every_pipeline = tiny.every(kind=tiny.KINDS, solver=tiny.SOLVERS, dtype=tiny.DTYPES)
 
 
 def recorded(pipe, **changes):
@@ -259,8 +256,8 @@ OTHERWISE = {  # what changes the film: arguments, and what is done to the pipel
     "last image": ({"last_image": tiny.image(1)}, None),
     "generator": ({"generator": used()}, None),
     "latents": ({"latents": torch.zeros(1, 4, 3, 2, 4)}, None),
-    "embeddings": ({"prompt": None, "prompt_embeds": torch.ones(1, 512, 16)}, None),
-    "tokens": ({"max_sequence_length": 256}, None),
+    "embeddings": ({"prompt": None, "prompt_embeds": torch.ones(1, tiny.TOKENS, 16)}, None),
+    "tokens": ({"max_sequence_length": 8}, None),
     "lora scale": ({"attention_kwargs": {"scale": 0.5}}, None),
     "weights": ({}, with_other_weights),
     "scheduler": ({}, lambda pipe: setattr(pipe, "scheduler", tiny.scheduler("unipc"))),
@@ -436,7 +433,7 @@ def test_resume_refuses_what_does_not_fit():
         ({"num_inference_steps": 1001}, ValueError, "is 1001 but the scheduler has 1000 timesteps"),
         ({"num_videos_per_prompt": 0}, ValueError, "num_videos_per_prompt must be 1 or more, got 0"),
         ({"prompt": []}, ValueError, r"the call makes no video: prompt is \[\]"),
-        ({"prompt": None, "prompt_embeds": torch.ones(0, 512, 16)}, ValueError, "the call makes no video"),
+        ({"prompt": None, "prompt_embeds": torch.ones(0, tiny.TOKENS, 16)}, ValueError, "the call makes no video"),
         ({"prompt": 5}, TypeError, "prompt must be a text or a list of texts, got 5"),
         ({"guidance_scale": "3"}, TypeError, "guidance_scale must be a number, got '3'"),
         ({"guidance_scale": float("nan")}, ValueError, "guidance_scale holds NaN or infinity"),
@@ -518,6 +515,7 @@ def test_pipelines_that_would_be_recorded_wrongly_are_refused():
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["wrapped", "in place"])
 def test_whole_model_compile_is_refused_where_hooks_are_used(how):
     pipe = tiny.build("wan21")

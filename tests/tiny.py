@@ -9,9 +9,12 @@ Three kinds, the ones `cosutils` works on:
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -36,12 +39,14 @@ from transformers import (
 from cosutils.mini import tasks
 from cosutils.mini.codec import PatchCodec
 
-__all__ = ["CHANNELS", "KINDS", "LAYERS", "SOLVERS", "build", "call", "image", "saved"]
+__all__ = ["CHANNELS", "DTYPES", "KINDS", "LAYERS", "SOLVERS", "TOKENS", "build", "call", "every", "image", "saved"]
 
 KINDS = ("wan21", "a14b", "ti2v5b")
 SOLVERS = ("euler", "unipc")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYERS = 4  # blocks per transformer
 CHANNELS = 4  # latent channels
+TOKENS = 16  # of a prompt; with Wan's 512 the text encoder takes half of a call's time
 WORDS = [
     "a",
     "the",
@@ -211,8 +216,25 @@ def call(
         "num_frames": 9,
         "num_inference_steps": steps,
         "guidance_scale": 3.0,
-        "max_sequence_length": 512,
+        "max_sequence_length": TOKENS,
         "generator": generator,
         "output_type": "latent",
     }
     return arguments | changes
+
+
+def every(**axes: Iterable[str] | Mapping[str, object]) -> pytest.MarkDecorator:
+    """Parametrize a test by all combinations of three or more axes {argument: texts or {text: value}}.
+
+    `make quick` runs half of them, in which every two values of two axes still meet; the others are marked slow.
+    """
+    named = [axis if isinstance(axis, Mapping) else dict(zip(axis, axis, strict=True)) for axis in axes.values()]
+    rows = [
+        pytest.param(
+            *(value for _, (_, value) in row),
+            id="-".join(text for _, (text, _) in row),
+            marks=[pytest.mark.slow] if sum(place for place, _ in row) % 2 else [],
+        )
+        for row in product(*(list(enumerate(axis.items())) for axis in named))
+    ]
+    return pytest.mark.parametrize(list(axes), rows)
