@@ -1,7 +1,7 @@
 # Two commands: `make test` and `make book`. Each creates .venv from the lock if it is missing or out of date.
 # While working: `make quick` (no notebooks, no mutations) and `make lint`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-WORKERS ?= 3
+WORKERS ?= 2
 PRESET ?= default
 ONLY ?=
 BIN := .venv/bin

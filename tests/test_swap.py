@@ -31,12 +31,12 @@ def pipe():
 @tiny.every(kind=tiny.KINDS, dtype=tiny.DTYPES, mode=("state", "delta"))
 def test_a_swap_with_oneself_is_a_no_op(kind, dtype, mode):
     pipe = tiny.build(kind, "unipc", dtype)
-    states, plain = states_of(pipe)
+    states, plain = states_of(pipe, kind=kind)
     with swap(pipe, layer=2, donor=states, mode=mode):
-        assert torch.equal(pipe(**tiny.call()).frames, plain)
-    both = pipe(**tiny.call(WORDS, seed=[0, 1])).frames
+        assert torch.equal(pipe(**tiny.call(kind=kind)).frames, plain)
+    both = pipe(**tiny.call(WORDS, seed=[0, 1], kind=kind)).frames
     with swap(pipe, layer=1, donor={0: 0, 1: 1}, mode=mode, branch="both"):
-        assert torch.equal(pipe(**tiny.call(WORDS, seed=[0, 1])).frames, both)
+        assert torch.equal(pipe(**tiny.call(WORDS, seed=[0, 1], kind=kind)).frames, both)
     untouched(pipe)
 
 
