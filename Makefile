@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 test: .venv/.installed
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-# the tests that neither run notebooks nor altered copies nor further processes
+# the tests that run no notebooks, altered copies, further processes, compilers or longer trainings: those marked slow
 quick: .venv/.installed
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests
 

@@ -153,7 +153,7 @@ def test_a_batch_is_disturbed_like_its_members(solver):
         torch.testing.assert_close(both[row : row + 1], alone, atol=1e-5, rtol=0)
 
 
-@tiny.every(dtype=tiny.DTYPES, solver=tiny.SOLVERS, kind=tiny.KINDS)
+@tiny.every(solver=tiny.SOLVERS, kind=tiny.KINDS, dtype=tiny.DTYPES)
 def test_a_sweep_from_recorded_steps_equals_full_runs(kind, solver, dtype):
     pipe = tiny.build(kind, solver, dtype)
     run = plain(pipe, kind=kind)

@@ -526,6 +526,7 @@ def test_offload_needs_an_accelerator(two_experts):
         load(two_experts, offload="disk")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", ["model", "group"])
 @pytest.mark.parametrize("with_lora", [False, True])
 def test_offloaded_models_are_observed_unchanged(two_experts, tmp_path, with_lora, offload):

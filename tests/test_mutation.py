@@ -33,7 +33,7 @@ class Change(NamedTuple):
 
 DEFINITIONS = "test_record.py::test_the_recorded_quantities_obey_their_definitions[a14b-euler-fp32]"
 RESUME = "test_record.py::test_resume_equals_the_uninterrupted_run[a14b-euler-fp32]"
-SWEEP = "test_inject.py::test_a_sweep_from_recorded_steps_equals_full_runs[euler-a14b]"
+SWEEP = "test_inject.py::test_a_sweep_from_recorded_steps_equals_full_runs[euler-a14b-fp32]"
 SOLVER = "test_mini_solvers.py::test_the_solver_finds_the_right_answers_and_all_possible_ones[{}]"
 CHANGES = {
     # the clean estimate, the schedule, the decoder

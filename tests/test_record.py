@@ -111,6 +111,7 @@ def test_resume_of_a_disturbed_run(solver):
             assert torch.equal(resume(pipe, run, step, **tiny.call()).frames, run.latents)
 
 
+@pytest.mark.slow
 def test_resume_of_a_stored_run_on_rounded_timesteps(tmp_path):
     pipe = tiny.build("a14b")
     pipe.scheduler = ExactEulerScheduler(shift=12.0, timestep_dtype="bfloat16")  # neighbours share a timestep

@@ -105,6 +105,7 @@ def test_a_sketch_is_some_tokens_in_fewer_channels():
         perturb.sketch(1, 4)
 
 
+@pytest.mark.slow
 def test_the_flow_of_a_two_expert_model_is_read_from_sketches(pipe):
     sample = tasks.maze.sample(0, frames=33)  # 9 x 5 x 5 tokens
     found = perturb.propagation(pipe, sample, [0, 1], [1], [2], reduce=perturb.sketch(100, 4), **CALL)

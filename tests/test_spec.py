@@ -204,6 +204,7 @@ def test_only_one_model_is_in_memory(model, sample, tmp_path, monkeypatch):
     assert len(seen) == 3 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", [None, "model", "group"])
 def test_a_model_is_loaded_on_the_gpu_of_its_worker(offload, tmp_path, monkeypatch):
     """There is no GPU here: that torch has one, and that the worker took the third, is said by hand."""
@@ -263,6 +264,7 @@ def test_content_decides_the_name_and_the_place_does_not(model, sample, tmp_path
     assert key(PUZZLE) == key(PUZZLE | {"model": str(embedded)})
 
 
+@pytest.mark.slow
 def test_the_home_folder_is_known_in_every_path(model, sample, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(model, tmp_path / "model")

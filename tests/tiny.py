@@ -224,9 +224,10 @@ def call(
 
 
 def every(**axes: Iterable[str] | Mapping[str, object]) -> pytest.MarkDecorator:
-    """Parametrize a test by all combinations of three or more axes {argument: texts or {text: value}}.
+    """Parametrize a test by all combinations of the axes {argument: texts or {text: value}}.
 
-    `make quick` runs half of them, in which every two values of two axes still meet; the others are marked slow.
+    `make quick` runs every second one, among which each value occurs, and of three axes each two values meet; the
+    others are marked slow.
     """
     named = [axis if isinstance(axis, Mapping) else dict(zip(axis, axis, strict=True)) for axis in axes.values()]
     rows = [
