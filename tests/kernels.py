@@ -51,7 +51,8 @@ def warm() -> Callable[[], None]:
     process.stdout.readline()  # it has imported all
 
     def end() -> None:
-        process.communicate()
+        with process:
+            process.terminate()
         os.environ.pop("JUPYTER_PATH") if before is None else os.environ.update(JUPYTER_PATH=before)
         folder.cleanup()
 
