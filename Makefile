@@ -1,7 +1,7 @@
 # Two commands: `make test` and `make book`. Each creates .venv from the lock if it is missing or out of date.
 # While working: `make quick` (no notebooks, no mutations) and `make lint`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-WORKERS ?= 3
+WORKERS ?= 2
 PRESET ?= default
 ONLY ?=
 BIN := .venv/bin
@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 test: .venv/.installed
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-# the tests that neither run notebooks nor altered copies nor further processes
+# the tests that run no notebooks, altered copies, further processes, compilers or longer trainings: those marked slow
 quick: .venv/.installed
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests
 

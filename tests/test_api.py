@@ -22,9 +22,11 @@ def test_functions_are_not_hidden_by_their_modules(name):
     assert callable(getattr(cos, name))
 
 
-def test_importing_is_quiet():
-    done = subprocess.run([sys.executable, "-c", "import cosutils"], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")
+@pytest.mark.slow
+def test_importing_is_quiet_and_brings_no_plotting():
+    code = "import sys, cosutils; sys.exit(bool({'matplotlib', 'seaborn', 'IPython'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_an_unknown_name_is_explained():

@@ -32,7 +32,7 @@ def made_of(module, weights, values):
 def test_the_values_weighed_by_the_weights_are_what_the_attention_gives_out(kind, dtype):
     """The model's own attention is fused and knows no weights; Wan2.1 adds that to the image to its cross-attention."""
     pipe, text = tiny.build(kind, dtype=dtype), []
-    plain = pipe(**tiny.call(steps=2)).frames
+    plain = pipe(**tiny.call(steps=2, kind=kind)).frames
     look = pipe.transformer.blocks[2].attn2.register_forward_pre_hook(lambda module, given: text.append(given[1]))
     with (
         attention(pipe, of=ALL) as own,
@@ -40,7 +40,7 @@ def test_the_values_weighed_by_the_weights_are_what_the_attention_gives_out(kind
         capture(pipe, 2, 0, raw, inputs=True, part="self_attention") as self_states,
         capture(pipe, 2, 0, raw, part="cross_attention") as cross_states,
     ):
-        watched = pipe(**tiny.call(steps=2)).frames
+        watched = pipe(**tiny.call(steps=2, kind=kind)).frames
     look.remove()
     assert torch.equal(plain, watched)
     close = {"atol": 1e-5} if dtype is torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
@@ -49,7 +49,7 @@ def test_the_values_weighed_by_the_weights_are_what_the_attention_gives_out(kind
         assert torch.allclose(made_of(block.attn1, own[KEY], self_states.inputs[KEY]), self_states[KEY], **close)
         if kind != "wan21":
             assert torch.allclose(made_of(block.attn2, cross[KEY], text[0]), cross_states[KEY], **close)
-    for weights, keys in ((own, 6), (cross, 512)):
+    for weights, keys in ((own, 6), (cross, tiny.TOKENS[kind])):
         assert weights.layers == list(range(tiny.LAYERS)) and weights.steps == [0, 1]
         assert weights[KEY].shape == (1, 2, 6, keys) and weights[KEY].dtype == torch.float32
         assert torch.allclose(weights[KEY].sum(-1), torch.ones(()), atol=1e-5) and weights[KEY].std() > 0
@@ -103,8 +103,8 @@ def test_words_of_the_prompt_are_found_where_the_tokenizer_puts_them(pipe):
         ({"of": [6]}, {}, ValueError, r"must lie in 0\.\.5"),
         ({"to": [6]}, {}, ValueError, r"must lie in 0\.\.5"),
         ({"to": "red"}, {}, ValueError, "names words of the prompt, which part='cross_attention' looks at"),
-        ({"to": [512], "part": "cross_attention"}, {}, ValueError, r"must lie in 0\.\.511"),
-        ({"to": "blue", "part": "cross_attention"}, {}, ValueError, "'blue' must be among the first 512 tokens"),
+        ({"to": [16], "part": "cross_attention"}, {}, ValueError, r"must lie in 0\.\.15"),
+        ({"to": "blue", "part": "cross_attention"}, {}, ValueError, "'blue' must be among the first 16 tokens"),
         ({"to": "re", "part": "cross_attention"}, {}, ValueError, "'re' must be among"),
         (
             {"to": "moves", "part": "cross_attention"},

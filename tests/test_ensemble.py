@@ -41,17 +41,15 @@ def rows_run(pipe, **call) -> tuple[object, int]:
             hook.remove()
 
 
-@pytest.mark.parametrize("mode", ["token", "pooled"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@tiny.every(kind=tiny.KINDS, dtype=tiny.DTYPES, mode=("token", "pooled"))
 def test_one_seed_is_a_plain_run(kind, dtype, mode):
     pipe = tiny.build(kind, "unipc", dtype)
-    plain = pipe(**tiny.call()).frames
+    plain = pipe(**tiny.call(kind=kind)).frames
     with ensemble(pipe, layers=range(tiny.LAYERS), steps=range(5), mode=mode):
-        assert torch.equal(pipe(**tiny.call()).frames, plain)
-    pair = pipe(**tiny.call([P, Q], seed=[0, 1])).frames
+        assert torch.equal(pipe(**tiny.call(kind=kind)).frames, plain)
+    pair = pipe(**tiny.call([P, Q], seed=[0, 1], kind=kind)).frames
     with ensemble(pipe, layers=[1], steps=[0], mode=mode, size=1):
-        assert torch.equal(pipe(**tiny.call([P, Q], seed=[0, 1])).frames, pair)
+        assert torch.equal(pipe(**tiny.call([P, Q], seed=[0, 1], kind=kind)).frames, pair)
     untouched(pipe)
 
 
@@ -60,7 +58,7 @@ def test_one_seed_is_a_plain_run(kind, dtype, mode):
 def test_identical_noise_changes_nothing(kind, mode):
     pipe = tiny.build(kind)
     noise = torch.randn(1, tiny.CHANNELS, 3, 2, 4, generator=torch.Generator().manual_seed(4)).expand(3, -1, -1, -1, -1)
-    call = tiny.call([P] * 3, seed=[0, 1, 2], latents=noise)
+    call = tiny.call([P] * 3, seed=[0, 1, 2], latents=noise, kind=kind)
     plain = pipe(**call).frames
     with ensemble(pipe, layers=[1, 2], steps=[0, 1], mode=mode):
         merged = pipe(**call).frames
@@ -100,14 +98,14 @@ def test_groups_of_one_batch_equal_separate_ensembles(pipe):
             assert torch.allclose(pipe(**tiny.call([prompt] * 2, seed=seed)).frames, part, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@tiny.every(kind=tiny.KINDS, solver=tiny.SOLVERS, dtype=tiny.DTYPES)
 def test_a_single_continuation_is_that_row_of_the_ensemble(kind, solver, dtype):
     pipe = tiny.build(kind, solver, dtype)
     with record(pipe) as run, ensemble(pipe, layers=[1, 2], steps=[0, 1]):
-        pipe(**tiny.call([P] * 3, seed=[0, 1, 2]))
-    output, single = merge_then_single(pipe, layers=[1, 2], steps=[0, 1], keep=2, **tiny.call([P] * 3, seed=[0, 1, 2]))
+        pipe(**tiny.call([P] * 3, seed=[0, 1, 2], kind=kind))
+    output, single = merge_then_single(
+        pipe, layers=[1, 2], steps=[0, 1], keep=2, **tiny.call([P] * 3, seed=[0, 1, 2], kind=kind)
+    )
     close = 1e-5 if dtype is torch.float32 else 5e-2  # rows of a batch round differently in bf16
     assert torch.allclose(output.frames.float(), run.latents[2:], atol=close)
     assert torch.allclose(single.x0.stack(), run.x0.stack()[:, 2:], atol=close)

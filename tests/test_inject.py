@@ -49,9 +49,7 @@ def test_noise_at_step_is_what_the_model_sees(solver, step):
     assert noisy.edits == {step: ["noise, seed 4"]}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
-@pytest.mark.parametrize("kind", ["a14b", "ti2v5b"])
+@tiny.every(kind=["a14b", "ti2v5b"], solver=tiny.SOLVERS, dtype=tiny.DTYPES)
 def test_a_run_from_the_noise_on_equals_the_full_one(kind, solver, dtype):
     pipe = tiny.build(kind, solver, dtype)
     for step in (0, 1, 3):
@@ -104,7 +102,7 @@ def test_the_corrector_would_undo_noise_written_by_a_callback():
 @pytest.mark.parametrize("solver", tiny.SOLVERS)
 def test_noise_at_frame_touches_one_frame_at_every_step(solver):
     pipe = tiny.build("wan21", solver)
-    clean, noisy = plain(pipe), run_with(pipe, noise_at_frame(1))
+    clean, noisy = plain(pipe, kind="wan21"), run_with(pipe, noise_at_frame(1), kind="wan21")
     assert torch.equal(noisy.x[0][:, :, [0, 2]], clean.x[0][:, :, [0, 2]])
     frames = [noisy.x[step][:, :, 1] for step in range(5)]
     assert all(not torch.equal(frames[i], frames[j]) for i in range(5) for j in range(i))
@@ -155,15 +153,13 @@ def test_a_batch_is_disturbed_like_its_members(solver):
         torch.testing.assert_close(both[row : row + 1], alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", tiny.KINDS)
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
+@tiny.every(solver=tiny.SOLVERS, kind=tiny.KINDS, dtype=tiny.DTYPES)
 def test_a_sweep_from_recorded_steps_equals_full_runs(kind, solver, dtype):
     pipe = tiny.build(kind, solver, dtype)
-    run = plain(pipe)
+    run = plain(pipe, kind=kind)
     edits = [noise_at_step(0), noise_at_step(3), renoise(2), noise_at(4, frame=1), noise_at_frame(2)]
-    for edit, output in inject_each(pipe, run, edits, **tiny.call()):
-        assert torch.equal(output.frames.float(), run_with(pipe, edit).latents), edit
+    for edit, output in inject_each(pipe, run, edits, **tiny.call(kind=kind)):
+        assert torch.equal(output.frames.float(), run_with(pipe, edit, kind=kind).latents), edit
 
 
 def test_a_sweep_of_a_run_without_estimates_makes_them_anew():
@@ -177,9 +173,9 @@ def test_a_sweep_of_a_run_without_estimates_makes_them_anew():
 def test_a_sweep_shares_prefixes():
     """Noise at each of N steps costs (N + 1) / 2 runs instead of N."""
     pipe = tiny.build("wan21")
-    run, forwards = plain(pipe), []
+    run, forwards = plain(pipe, kind="wan21"), []
     pipe.transformer.register_forward_hook(lambda *_: forwards.append(1))
-    list(inject_each(pipe, run, map(noise_at_step, range(5)), **tiny.call()))
+    list(inject_each(pipe, run, map(noise_at_step, range(5)), **tiny.call(kind="wan21")))
     assert len(forwards) == 2 * (5 + 4 + 3 + 2 + 1)
 
 

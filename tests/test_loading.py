@@ -221,10 +221,10 @@ def save_lora(file, model, layout="diffusers", rank=2, alpha=None, seed=0):
     return change
 
 
-def latents(pipe, **changes):
+def latents(pipe, kind="a14b", **changes):
     """The final latents of three steps, in both experts."""
     pipe.set_progress_bar_config(disable=True)
-    return pipe(**tiny.call(steps=3) | changes).frames
+    return pipe(**tiny.call(steps=3, kind=kind) | changes).frames
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "wan", "diffsynth"])
@@ -388,15 +388,15 @@ def test_each_prompt_is_encoded_once(kind, tmp_path):
     plain = WanImageToVideoPipeline(**pipe.components, **given(pipe))
     folder = tmp_path / kind / "text_encoder"
     plain.register_modules(text_encoder=UMT5EncoderModel.from_pretrained(folder, dtype=torch.bfloat16))
-    first = latents(pipe)
+    first = latents(pipe, kind)
     assert prompt_memory(pipe) == {"encoded": 2, "remembered": 0}  # the prompt and the empty one of guidance
-    assert torch.equal(latents(pipe), first) and prompt_memory(pipe) == {"encoded": 2, "remembered": 2}
-    assert torch.equal(latents(plain), first) and prompt_memory(plain) is None
-    again = latents(pipe, prompt="the blue ball moves")
+    assert torch.equal(latents(pipe, kind), first) and prompt_memory(pipe) == {"encoded": 2, "remembered": 2}
+    assert torch.equal(latents(plain, kind), first) and prompt_memory(plain) is None
+    again = latents(pipe, kind, prompt="the blue ball moves")
     assert prompt_memory(pipe) == {"encoded": 3, "remembered": 3} and not torch.equal(again, first)
-    assert torch.equal(latents(plain, prompt="the blue ball moves"), again)
+    assert torch.equal(latents(plain, kind, prompt="the blue ball moves"), again)
     forgetful = load(tmp_path / kind, dtype=torch.bfloat16, remember=False)
-    assert torch.equal(latents(forgetful), latents(forgetful)) and prompt_memory(forgetful) is None
+    assert torch.equal(latents(forgetful, kind), latents(forgetful, kind)) and prompt_memory(forgetful) is None
 
 
 def doubled(tensor):
@@ -526,6 +526,7 @@ def test_offload_needs_an_accelerator(two_experts):
         load(two_experts, offload="disk")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", ["model", "group"])
 @pytest.mark.parametrize("with_lora", [False, True])
 def test_offloaded_models_are_observed_unchanged(two_experts, tmp_path, with_lora, offload):
@@ -556,6 +557,7 @@ def test_a_whole_model_is_offloaded_to_the_device_that_is_asked_for(monkeypatch)
     assert pipe._execution_device == torch.device("cuda:2")
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_read_from_the_local_cache(two_experts, tmp_path):
     """Folder and LoRA of a hub id, as the hub's client lays its cache out, in a process that is offline."""
     hub = tmp_path / "hub"
@@ -596,7 +598,7 @@ def test_the_papers_settings_serve_models_with_one_expert(kind, tmp_path):
         pipe = load(tiny.saved(kind, tmp_path), "paper")
     assert pipe.config.boundary_ratio is None and "guidance_scale_2" not in settings(pipe)
     with record(pipe) as recorded:
-        latents(pipe, **settings(pipe) | {"num_inference_steps": 2})
+        latents(pipe, kind, **settings(pipe) | {"num_inference_steps": 2})
     assert recorded.info["boundary"] is None and recorded.info["guidance_scale"] == 5.0
     assert torch.equal(recorded.sigmas, flow_sigmas(2, 5.0))
     assert recorded.latents.isfinite().all()

@@ -31,9 +31,9 @@ class Change(NamedTuple):
     guard: str
 
 
-DEFINITIONS = "test_record.py::test_the_recorded_quantities_obey_their_definitions[a14b-euler-dtype4]"
-RESUME = "test_record.py::test_resume_equals_the_uninterrupted_run[a14b-euler-dtype4]"
-SWEEP = "test_inject.py::test_a_sweep_from_recorded_steps_equals_full_runs[euler-a14b]"
+DEFINITIONS = "test_record.py::test_the_recorded_quantities_obey_their_definitions[a14b-euler-fp32]"
+RESUME = "test_record.py::test_resume_equals_the_uninterrupted_run[a14b-euler-fp32]"
+SWEEP = "test_inject.py::test_a_sweep_from_recorded_steps_equals_full_runs[euler-a14b-fp32]"
 SOLVER = "test_mini_solvers.py::test_the_solver_finds_the_right_answers_and_all_possible_ones[{}]"
 CHANGES = {
     # the clean estimate, the schedule, the decoder
@@ -533,7 +533,7 @@ CHANGES = {
     ),
     "noise that is put in without the rounding of a full run": Change(
         "hooks/inject.py", "return replaced[0].to(model.dtype), replaced[1]", "return replaced",
-        "test_inject.py::test_a_run_from_the_noise_on_equals_the_full_one[a14b-euler-bfloat16]",
+        "test_inject.py::test_a_run_from_the_noise_on_equals_the_full_one[a14b-euler-bf16]",
     ),
     "estimates that a measure needs left out": Change(
         "scale/conditions.py", " and not estimates", "",

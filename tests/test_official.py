@@ -231,6 +231,7 @@ def test_model_truth_and_floors_are_scored_in_the_kits_layout(kit, tmp_path):
     assert report.numbers()["vbvr/task_specific noise"]["n"] == 2
 
 
+@pytest.mark.slow
 def test_every_score_is_kept_until_something_that_decides_it_changes(kit, bench, puzzles, answers, tmp_path):
     root, work = kit(), tmp_path / "work"
     before = official.score(puzzles[1:], answers, work)
@@ -261,6 +262,7 @@ def test_every_score_is_kept_until_something_that_decides_it_changes(kit, bench,
     assert len(calls(root)) == 30
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_with_the_puzzle_where_it_was(kit, puzzles, answers, tmp_path):
     kit("skip")  # passes over the first puzzle, O-59
     with pytest.raises(RuntimeError, match="failed on model .*O-59"):
@@ -268,6 +270,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_puzzle_where_it_was(kit, puzzle
     assert len(list((tmp_path / "work" / "scores").iterdir())) == 6
 
 
+@pytest.mark.slow
 def test_splits_and_faculties_are_reported_apart(kit, bench, tmp_path):
     kit()
     both = vbvr.read(bench, tasks=["G-31", "O-60"], pixels=64, frames=5)
@@ -287,6 +290,7 @@ def test_splits_and_faculties_are_reported_apart(kit, bench, tmp_path):
         report.numbers(by="task")
 
 
+@pytest.mark.slow
 def test_a_failed_sample_is_named_and_counted_both_ways(kit, puzzles, answers, tmp_path):
     root = kit("error")
     report = official.score(puzzles, answers, tmp_path / "work")
@@ -306,6 +310,7 @@ def test_a_failed_sample_is_named_and_counted_both_ways(kit, puzzles, answers, t
     assert [call["name"] for call in calls(root)[before:]] == ["model"]  # a failure is tried again
 
 
+@pytest.mark.slow
 def test_what_was_left_out_is_told(kit, bench, answers, tmp_path):
     kit()
     left = "Out-of-Domain_50/O-60_symbol_substitute_data-generator/00000"
@@ -315,6 +320,7 @@ def test_what_was_left_out_is_told(kit, bench, answers, tmp_path):
     assert json.loads((tmp_path / "work" / "model.json").read_text())["left out"] == [left]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode, words",
     [
@@ -338,6 +344,7 @@ def test_what_the_kit_lets_pass_is_an_error(kit, puzzles, answers, tmp_path, mod
     assert not (tmp_path / "work" / "model.json").exists()
 
 
+@pytest.mark.slow
 def test_missing_and_damaged_answers_are_errors(kit, puzzles, answers, tmp_path):
     kit()
     mine = tmp_path / "mine"
@@ -380,6 +387,7 @@ def linked(bench, root, how):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["files", "samples", "root"])
 def test_a_benchmark_of_links_is_scored_as_what_it_links_to(kit, bench, answers, tmp_path, monkeypatch, how):
     monkeypatch.chdir(tmp_path)
@@ -392,6 +400,7 @@ def test_a_benchmark_of_links_is_scored_as_what_it_links_to(kit, bench, answers,
     assert min(report.scores[official.TRUTH].values()) > 0.97 and (tmp_path / odd / "work" / "model.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_kit_reads_prompts_as_plain_text_and_reads_so_many_frames(kit, bench, tmp_path):
     root = kit()
     shutil.copytree(bench / SPLITS[0], tmp_path / "bench" / SPLITS[0])
@@ -432,6 +441,7 @@ def test_a_name_is_a_file_name_of_its_own(kit, puzzles, answers, tmp_path, name)
         official.score(puzzles, answers, tmp_path / "file" / "work")
 
 
+@pytest.mark.slow
 # ---------------------------------------------------------------- VBVR-Pro-Bench
 def test_the_newer_benchmark_is_scored_on_a_subset_and_says_what_it_is(kit, puzzles, answers, tmp_path):
     root = kit(pro=True)
@@ -443,6 +453,7 @@ def test_the_newer_benchmark_is_scored_on_a_subset_and_says_what_it_is(kit, puzz
     assert report.kit.tasks[puzzles[0].task] == (SPLITS[1], "Abstraction")
 
 
+@pytest.mark.slow
 def test_scores_of_the_two_benchmarks_are_never_mixed(kit, puzzles, answers, tmp_path):
     old, new = (checkout(tmp_path / str(pro), pro=pro) for pro in (False, True))
     kit(pro=True)  # all modules
@@ -480,6 +491,7 @@ def test_23_tasks_have_another_faculty_in_the_newer_benchmark():
     assert official.MOVED["G-5"] == ("Perception", "Transformation") and official.MOVED["O-61"][1] == "Abstraction"
 
 
+@pytest.mark.slow
 # ---------------------------------------------------------------- the check set
 def test_an_installation_is_verified_by_known_scores(kit, tmp_path, capsys):
     kit()
@@ -573,6 +585,7 @@ def test_the_commit_of_a_checkout_is_told(kit):
     assert official.find_kit().commit == f"{commit} + changes"
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_score_are_read_and_told_apart(kit, puzzles, answers, tmp_path):
     kit()
     report = official.score(puzzles, answers, tmp_path / "work")
@@ -589,6 +602,7 @@ def test_the_parts_of_a_score_are_read_and_told_apart(kit, puzzles, answers, tmp
     assert json.loads((tmp_path / "work" / "model.json").read_text())["parts"]["model"][told]["fidelity"] == [1.0, 0.3]
 
 
+@pytest.mark.slow
 def test_the_adapter_brings_no_opencv_into_this_process(kit, puzzles, answers, tmp_path):
     kit()
     official.score(puzzles[:1], answers, tmp_path / "work")

@@ -52,11 +52,11 @@ UNEVEN = torch.randn(2, 9, 3, generator=torch.Generator().manual_seed(0)).to(tor
 SEEDS = {"prompt": ["the red ball moves"] * 2, "seed": [0, 1]}
 
 
-def watched(pipe) -> dict[str, torch.Tensor]:
+def watched(pipe, kind) -> dict[str, torch.Tensor]:
     """Latents of a run, and all it left in the captures of `WANTED`."""
     with ExitStack() as stack:
         open_ = {name: stack.enter_context(capture(pipe, **what)) for name, what in WANTED.items()}
-        found = {"latents": pipe(**tiny.call(steps=3)).frames}
+        found = {"latents": pipe(**tiny.call(steps=3, kind=kind)).frames}
     found |= {name: states.stack() for name, states in open_.items()}
     inputs = open_["raw"].inputs
     return found | {"inputs": torch.stack([inputs[key] for key in sorted(inputs)])}
@@ -79,17 +79,17 @@ def member(rank: int, folder: Path) -> None:
     found, said = {"whole": shard.whole(own), "chosen": shard.chosen(own, torch.tensor([8, 0, 5, 4]))}, []
     for case, (kind, dtype) in CASES.items():
         pipe = tiny.build(kind, dtype=dtype)
-        alone = watched(pipe)
+        alone = watched(pipe, kind)
         if case == "a14b":
             with ensemble(pipe, layers=[1], steps=[0]):
                 alone["ensemble"] = pipe(**tiny.call(**SEEDS)).frames
         for model in filter(None, (pipe.transformer, pipe.transformer_2)):
             model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
-        plain, shapes = pipe(**tiny.call(steps=3)).frames, []
+        plain, shapes = pipe(**tiny.call(steps=3, kind=kind)).frames, []
         look = pipe.transformer.blocks[1].register_forward_hook(
             lambda m, a, out, keep=shapes.append: keep(out.shape[1])
         )
-        shared = watched(pipe)
+        shared = watched(pipe, kind)
         look.remove()
         shared |= {"unwatched": plain, "part": torch.tensor(shapes[0])}
         if case == "a14b":

@@ -1,5 +1,6 @@
 """The progress bar hands every item through and leaves nothing in a notebook."""
 
+import pytest
 from nbclient import NotebookClient
 from nbformat import v4
 
@@ -11,6 +12,7 @@ def test_items_come_through_and_the_bar_goes_away(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_notebook_stores_no_bar():
     source = "from cosutils.report.progress import progress\ntotal = sum(progress([1, 2], 'two'))"
     nb = v4.new_notebook(cells=[v4.new_code_cell(source), v4.new_code_cell("print(total)")])

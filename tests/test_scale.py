@@ -24,6 +24,7 @@ def traced(pipe):
     return chain.trace(pipe, tasks.shelf.sample(0, **LARGE), 3, keep_films=True, **CALL)
 
 
+@pytest.mark.slow
 def test_a_trace_of_a_large_film_is_what_its_small_reading_gives(pipe, traced):
     sample = traced.sample
     assert traced.films.shape == (2, 17, 80, 80, 3) and traced.settled.shape == (2, 17)
@@ -104,6 +105,7 @@ def test_a_sketch_is_some_tokens_in_fewer_channels():
         perturb.sketch(1, 4)
 
 
+@pytest.mark.slow
 def test_the_flow_of_a_two_expert_model_is_read_from_sketches(pipe):
     sample = tasks.maze.sample(0, frames=33)  # 9 x 5 x 5 tokens
     found = perturb.propagation(pipe, sample, [0, 1], [1], [2], reduce=perturb.sketch(100, 4), **CALL)
@@ -111,6 +113,7 @@ def test_the_flow_of_a_two_expert_model_is_read_from_sketches(pipe):
     assert np.isfinite(found.noise["layer 2"][np.triu_indices(2)]).all() and found.noise["layer 2"][0, 0] > 0.01
 
 
+@pytest.mark.slow
 def test_exchanges_hand_back_small_films(pipe):
     sample = tasks.find_shape.sample(0, frames=33)
     donor, own, films = between_twins(pipe, sample, [Exchange(1, "region")], **CALL)

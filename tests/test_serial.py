@@ -237,6 +237,7 @@ def test_readings_tell_truth_from_mistake(codec, ladder):
     assert not fault.right.any() and not fault.exact.any() and (fault.leader == wrong).all() and fault.cells.min() > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", train.VARIANTS)
 def test_every_variant_learns_from_the_right_target(variant, codec):
     """One film, many steps of gradient: the loss falls far below that of predicting nothing."""

@@ -49,8 +49,8 @@ def untouched(pipe):
     assert traces(pipe) == before
 
 
-def call(pipe, **changes):
-    return pipe(**tiny.call(steps=3) | changes).frames
+def call(pipe, kind="a14b", **changes):
+    return pipe(**tiny.call(steps=3, kind=kind) | changes).frames
 
 
 def sharing(pipe, *names):
@@ -157,11 +157,11 @@ def test_another_thread_is_refused(pipe, use):
 
 def test_threads_with_a_pipeline_each_work_side_by_side():
     pipes = [tiny.build("wan21", seed=seed) for seed in (0, 1)]
-    plain, runs = [call(pipe) for pipe in pipes], {}
+    plain, runs = [call(pipe, kind="wan21") for pipe in pipes], {}
 
     def work(number):
         with record(pipes[number]) as runs[number]:
-            call(pipes[number])
+            call(pipes[number], kind="wan21")
 
     threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
     for thread in threads:
@@ -185,7 +185,7 @@ def build(kind):
 
 
 def arguments(kind, **changes):
-    return tiny.call(**changes) if kind in tiny.KINDS else families.call(kind, **changes)
+    return tiny.call(**changes, kind=kind) if kind in tiny.KINDS else families.call(kind, **changes)
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,7 @@ def test_a_puzzle_is_drawn_at_the_size_of_the_spec(tmp_path):
     assert load_file(path.with_suffix(".safetensors"))["latents"].shape[2:] == (9, 10, 10)
 
 
+@pytest.mark.slow
 def test_low_rank_weights_are_loaded_and_named_by_their_content(model, sample, tmp_path):
     pytest.importorskip("peft", reason="low-rank weights need the extra [lora]")
     files = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
@@ -186,6 +187,7 @@ def test_a_value_that_is_no_number_ends_the_run_before_anything_is_stored(tmp_pa
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_only_one_model_is_in_memory(model, sample, tmp_path, monkeypatch):
     seen = []
 
@@ -202,6 +204,7 @@ def test_only_one_model_is_in_memory(model, sample, tmp_path, monkeypatch):
     assert len(seen) == 3 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", [None, "model", "group"])
 def test_a_model_is_loaded_on_the_gpu_of_its_worker(offload, tmp_path, monkeypatch):
     """There is no GPU here: that torch has one, and that the worker took the third, is said by hand."""
@@ -261,6 +264,7 @@ def test_content_decides_the_name_and_the_place_does_not(model, sample, tmp_path
     assert key(PUZZLE) == key(PUZZLE | {"model": str(embedded)})
 
 
+@pytest.mark.slow
 def test_the_home_folder_is_known_in_every_path(model, sample, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(model, tmp_path / "model")

@@ -28,17 +28,15 @@ def pipe():
     return tiny.build("a14b")
 
 
-@pytest.mark.parametrize("mode", ["state", "delta"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@tiny.every(kind=tiny.KINDS, dtype=tiny.DTYPES, mode=("state", "delta"))
 def test_a_swap_with_oneself_is_a_no_op(kind, dtype, mode):
     pipe = tiny.build(kind, "unipc", dtype)
-    states, plain = states_of(pipe)
+    states, plain = states_of(pipe, kind=kind)
     with swap(pipe, layer=2, donor=states, mode=mode):
-        assert torch.equal(pipe(**tiny.call()).frames, plain)
-    both = pipe(**tiny.call(WORDS, seed=[0, 1])).frames
+        assert torch.equal(pipe(**tiny.call(kind=kind)).frames, plain)
+    both = pipe(**tiny.call(WORDS, seed=[0, 1], kind=kind)).frames
     with swap(pipe, layer=1, donor={0: 0, 1: 1}, mode=mode, branch="both"):
-        assert torch.equal(pipe(**tiny.call(WORDS, seed=[0, 1])).frames, both)
+        assert torch.equal(pipe(**tiny.call(WORDS, seed=[0, 1], kind=kind)).frames, both)
     untouched(pipe)
 
 
@@ -114,6 +112,7 @@ def test_one_donor_serves_a_batch_and_the_other_branch_is_left_alone(pipe):
     assert torch.equal(before["transformer", 0, 3], after["transformer", 0, 3])
 
 
+@pytest.mark.slow
 def test_swap_works_on_compiled_blocks():
     pipe = tiny.build("a14b")
     donor, _ = states_of(pipe, seed=1)

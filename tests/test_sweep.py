@@ -134,6 +134,7 @@ def test_numbers_of_the_command_are_checked(wrong, tmp_path, capsys):
     assert not list(tmp_path.glob("out/runs/*"))
 
 
+@pytest.mark.slow
 def test_odd_characters_in_every_path(model, tmp_path):  # noqa: F811
     odd = tmp_path / "a [b] *c 'd' \"e\" &amp; #1 100% ü ?x=1;"
     own = sample_in(odd)
@@ -150,6 +151,7 @@ def test_odd_characters_in_every_path(model, tmp_path):  # noqa: F811
 
 
 # ---------------------------------------------------------------- what is made of many runs
+@pytest.mark.slow
 def test_a_dry_run_counts_and_estimates(tmp_path, capsys, undisturbed):
     assert main([str(written(tmp_path, seconds_per_run=90)), "--dry-run", "--workers", "4"]) == 0
     assert capsys.readouterr().out == (
@@ -201,6 +203,7 @@ def test_the_summary_counts_puzzles_and_names_what_differs(tmp_path):
     assert re.search(r"^plain +106\.000 \[105\.\d+, 107\.\d+\] +3$", table, re.M)
 
 
+@pytest.mark.slow
 def test_videos_are_laid_out_for_the_official_evaluator(filmed):
     study, own = filmed
     folders = answers(study)
@@ -361,6 +364,7 @@ def in_a_child(work) -> int:
     return pid
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children; this system has no fork")
 def test_killed_before_and_after_every_file_nothing_is_lost(tmp_path):

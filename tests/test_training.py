@@ -79,6 +79,7 @@ def test_a_run_writes_what_it_promises(run):
     assert PatchCodec.from_pretrained(run.out / "model" / "vae").config.z_dim == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [192, 200, 100])
 def test_a_run_goes_on_to_more_samples_and_ends_at_fewer(copied, samples):
     before = digests(copied.out)
@@ -141,6 +142,7 @@ def test_checkpoints_of_other_versions_are_told(copied):
         train.train(copied)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_while_it_replaced_its_model_goes_on(copied):
     """Between the two renamings neither the old model nor the new one has the name `model`."""
     (copied.out / "model").rename(copied.out / ".model.before")
@@ -151,6 +153,7 @@ def test_a_run_that_was_killed_while_it_replaced_its_model_goes_on(copied):
     assert sorted(path.name for path in copied.out.iterdir()) == ["checkpoint.pt", "log.jsonl", "model"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_checkpoint_trains_the_rest_again(copied, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
@@ -352,12 +355,14 @@ def test_a_teacher_of_another_codec_is_refused(run, tmp_path):
         train.train(plan)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_its_teacher(run, parent, tmp_path):
     train.train(dataclasses.replace(run, out=tmp_path / "run", teacher=parent, samples=32, every=32))
     (row,) = train.read_log(tmp_path / "run" / "log.jsonl")
     assert row["seen"] == 32 and "four_steps" in row and "ten_steps" not in row
 
 
+@pytest.mark.slow
 def test_a_model_with_a_memory_learns_from_its_first_estimate_and_is_released(run, parent, tmp_path):
     plan = dataclasses.replace(run, out=tmp_path / "run", layers=2, samples=32, every=32, memory=True)
     train.train(plan)
@@ -379,6 +384,7 @@ def test_the_first_estimate_is_that_of_a_pass_without_memory(parent):
     assert not memory[2].any()
 
 
+@pytest.mark.slow
 def test_training_begins_from_nothing(run, tmp_path, monkeypatch):
     """Without another model to begin with the codec is fitted, to training puzzles of the same split."""
     fitted = []
@@ -436,6 +442,7 @@ def test_sizes_of_no_score_are_refused(pipe, changes):
         evaluate.scores(pipe, [tasks.sample("maze", 4)], **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "seeds", "within"),
     [("", split.REPORT, None), ("--sealed", split.SEALED, None), ("--split content", split.REPORT, "report")],

@@ -9,9 +9,12 @@ Three kinds, the ones `cosutils` works on:
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -36,12 +39,14 @@ from transformers import (
 from cosutils.mini import tasks
 from cosutils.mini.codec import PatchCodec
 
-__all__ = ["CHANNELS", "KINDS", "LAYERS", "SOLVERS", "build", "call", "image", "saved"]
+__all__ = ["CHANNELS", "DTYPES", "KINDS", "LAYERS", "SOLVERS", "TOKENS", "build", "call", "every", "image", "saved"]
 
 KINDS = ("wan21", "a14b", "ti2v5b")
 SOLVERS = ("euler", "unipc")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYERS = 4  # blocks per transformer
 CHANNELS = 4  # latent channels
+TOKENS = {"wan21": 512, "a14b": 16, "ti2v5b": 16}  # of a prompt; Wan2.1's attention takes 512 for granted
 WORDS = [
     "a",
     "the",
@@ -192,10 +197,10 @@ def call(
     prompt: str | list[str] = "the red ball moves",
     steps: int = 5,
     seed: int | list[int] = 0,
+    kind: str = "a14b",
     **changes: object,
 ) -> dict:
-    """Keyword arguments of one short call: 9 frames of 16x32 px (3 x 2 x 4 latents), CFG on, latents
-    returned.
+    """Keyword arguments of a short call of `kind`: 9 frames of 16x32 px (3 x 2 x 4 latents), CFG on, latents returned.
 
     A list of prompts needs a list of seeds of the same length. `changes` override any argument.
     """
@@ -211,8 +216,26 @@ def call(
         "num_frames": 9,
         "num_inference_steps": steps,
         "guidance_scale": 3.0,
-        "max_sequence_length": 512,
+        "max_sequence_length": TOKENS[kind],
         "generator": generator,
         "output_type": "latent",
     }
     return arguments | changes
+
+
+def every(**axes: Iterable[str] | Mapping[str, object]) -> pytest.MarkDecorator:
+    """Parametrize a test by all combinations of the axes {argument: texts or {text: value}}.
+
+    `make quick` runs every second one, among which each value occurs, and of three axes each two values meet; the
+    others are marked slow.
+    """
+    named = [axis if isinstance(axis, Mapping) else dict(zip(axis, axis, strict=True)) for axis in axes.values()]
+    rows = [
+        pytest.param(
+            *(value for _, (_, value) in row),
+            id="-".join(text for _, (text, _) in row),
+            marks=[pytest.mark.slow] if sum(place for place, _ in row) % 2 else [],
+        )
+        for row in product(*(list(enumerate(axis.items())) for axis in named))
+    ]
+    return pytest.mark.parametrize(list(axes), rows)

@@ -1,0 +1,17 @@
+"""Notebooks run in kernels that start in no time."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).with_name("tests")))
+
+import kernels
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if any(item.path.suffix == ".ipynb" for item in session.items):
+        session.config.add_cleanup(kernels.warm())
