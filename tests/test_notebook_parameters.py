@@ -49,8 +49,9 @@ TINY = {
         tasks=["O-60"], steps=3, shown_steps=[0, 2], shown_layers=[1], channels=2, scale=dict(pixels=160, frames=9)
     ),
     "17_paper_scale": dict(sides=[512], gpus=[1, 4]),
+    "18_conclusion": dict(data="../data/"),
 }  # fmt: skip
-READERS = {"14_evidence"}  # reads the numbers of all others and records none of its own
+READERS = {"14_evidence", "18_conclusion"}  # read the numbers of all others and record none of their own
 # {what is wrong: (notebook, parameters, the sentence)}
 WRONG = {
     "model": (
