@@ -7,7 +7,17 @@ import pytest
 import torch
 
 import tiny
-from cosutils.measures.chain import Trace, alive, blurred, commitments, settling, trace
+from cosutils.measures.chain import (
+    Trace,
+    alive,
+    blurred,
+    commitments,
+    decision,
+    frame_lag,
+    measures,
+    settling,
+    trace,
+)
 from cosutils.mini import tasks, world
 from cosutils.mini.model import build_pipeline, build_transformer
 from cosutils.pipelines.loading import use_preset
@@ -32,7 +42,10 @@ def test_a_trace_reads_every_step(pipe):
     sample = tasks.maze.sample(1)
     t = trace(pipe, sample, seed=3, keep_films=True, num_inference_steps=4)
     assert t.evidence.shape == (4, len(sample.options)) and t.films.shape == (4, 17, 80, 80, 3)
-    assert t.sigmas[0] == 1 and len(t.scores) == 4 and np.all(t.settled[-1] == 1)
+    assert t.sigmas[0] == 1 and len(t.scores) == 4
+    shared = np.all([film == sample.ids for film in sample.possible.values()], (0, 2, 3))
+    assert shared[0] and not shared[-1] and np.isnan(t.settled[:, shared]).all()
+    assert np.all(t.settled[-1, ~shared] == 1) and t.settled[0, -1] < 1
     assert list(sample.candidates(t.films[2]).values()) == pytest.approx(list(t.evidence[2]))
     again = trace(pipe, sample, seed=3, num_inference_steps=4)
     assert np.array_equal(again.evidence, t.evidence) and again.films is None
@@ -50,7 +63,33 @@ def test_candidates_alive_commitment_and_share_of_the_answer():
     assert settling([slow]).tolist() == [[2] * 17]
 
 
-@pytest.mark.parametrize("read", [alive, commitments, settling])
+def test_a_frame_that_all_answers_share_does_not_settle():
+    t = made(np.eye(5)[[1, 0, 0, 0]])
+    late = np.where(np.arange(17) < 9, 1.0, np.arange(4)[:, None] == 3)  # the later half settles at the last step
+    assert frame_lag([replace(t, settled=late)]) == pytest.approx(3)
+    late[:, 1:4] = np.nan
+    assert frame_lag([replace(t, settled=late)]) == pytest.approx(3)
+    assert np.isnan(settling([replace(t, settled=late)])[0, 1:4]).all()
+    late[:, 1:6] = np.nan
+    assert np.isnan(frame_lag([replace(t, settled=late)]))
+
+
+def test_deciding_is_told_from_drawing(pipe):
+    ties = made([[0.2, 0.2, 0.2, 0.2, 0.2], [0.5, 0.5, 0.1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
+    assert decision([ties])[0] == pytest.approx([0.2, 0.5, 0, 0])
+    puzzle = tasks.find_shape.sample(1)
+    found = trace(pipe, puzzle, keep_films=True, num_inference_steps=4)
+    pale = replace(found, evidence=np.array([[0.3, 0.1, 0.1, 0, 0], [0.9, 0, 0, 0, 0]]))
+    drawn = replace(
+        pale, scores=[puzzle.score(puzzle.video * 0.0 + world.draw(puzzle.ids[:1])), puzzle.score(puzzle.video)]
+    )
+    values = {name: row[0] for name, row in measures([drawn]).items()}
+    assert (values["decision_gain"], values["gain"], values["drawing_gain"]) == (0, 1, 1)
+    assert values["beyond_guess"] == pytest.approx(1 - 0.6) and values["chance"] == 0.2
+    assert (values["cells_first"], values["cells_last"]) == (0, 1)
+
+
+@pytest.mark.parametrize("read", [alive, commitments, settling, decision])
 def test_no_trace_and_a_level_that_is_no_share_are_refused(read):
     with pytest.raises(ValueError, match="no traces were given"):
         read([])

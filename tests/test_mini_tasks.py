@@ -91,12 +91,11 @@ import numpy as np
 STREAM, WORDS, DIFFICULTIES, DIFFICULTY = 10, "paint corner", (1,), 1
 def build(rng, difficulty, twin):
     corners = rng.permutation(4)
-    options = {str(k): np.zeros((10, 10), np.uint8) for k in range(4)}
+    films = {str(k): np.zeros((17, 10, 10), np.uint8) for k in range(4)}
     for k in range(4):
-        options[str(k)][9 * (k // 2), 9 * (k % 2)] = 3
+        films[str(k)][:, 9 * (k // 2), 9 * (k % 2)] = 3
     answer = str(corners[int(twin)])
-    film = np.repeat(options[answer][None], 17, 0)
-    return "paint the corner", {answer: film}, options, np.zeros((10, 10), np.uint8)
+    return "paint the corner", {answer: films[answer]}, films, films[answer][0] * 0
 """
 
 
@@ -121,6 +120,28 @@ def test_a_file_that_is_no_whole_task_is_named(folder, text, message):
     (folder / "corner.py").write_text(text)
     with pytest.raises(ImportError, match=message):
         tasks.base.modules()
+
+
+def test_a_task_whose_answers_are_no_films_is_refused(folder):
+    (folder / "corner.py").write_text(
+        CORNER.replace(", films, films[answer]", ", {k: f[-1] for k, f in films.items()}, films[answer]")
+    )
+    tasks.base.modules.cache_clear()
+    with pytest.raises(ValueError, match=r"the film of '0' has shape \(17, 10, 10\), got \(10, 10\)"):
+        tasks.get("corner").sample(5)
+
+
+@every_task
+def test_every_possible_answer_has_a_film_from_the_given_picture_to_it(name):
+    for seed in range(5):
+        puzzle = tasks.sample(name, seed)
+        assert puzzle.possible.keys() == puzzle.options.keys() >= puzzle.films.keys()
+        for answer, film in puzzle.possible.items():
+            assert np.array_equal(film[-1], puzzle.options[answer])
+            if answer in puzzle.films:
+                assert np.array_equal(film, puzzle.films[answer])
+            elif name not in ("occlusion", "reappear"):  # there the given picture shows the answer
+                assert np.array_equal(film[0], puzzle.ids[0])
 
 
 # ---------------------------------------------------------------- the score, exactly

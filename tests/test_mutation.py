@@ -428,7 +428,7 @@ CHANGES = {
         "test_metrics.py::test_paired_interval_is_tighter_than_the_spread_of_samples",
     ),
     "settling against the first step": Change(
-        "measures/chain.py", "agreement(step, tiles[-1],", "agreement(step, tiles[0],",
+        "measures/chain.py", "tiles == tiles[-1]", "tiles == tiles[0]",
         "test_chain.py::test_a_trace_reads_every_step",
     ),
     "a verdict supported by overlap": Change(
@@ -448,7 +448,7 @@ CHANGES = {
         "test_claims.py::test_values_that_are_all_equal_decide_only_where_they_are_many",
     ),
     "a reading of ours taken for a claim of the paper": Change(
-        "report/evidence.py", 'return ", our " in self.paper', 'return self.paper.startswith("none")',
+        "report/claims.py", 'return ", our " in paper', 'return paper.startswith("none")',
         "test_evidence.py::test_what_is_ours_are_controls_readings_and_measures_and_nothing_else",
     ),
     "a parameter of any kind let pass": Change(

@@ -19,10 +19,13 @@ from scipy.ndimage import gaussian_filter
 from ..hooks.record import Run, record
 from ..metrics import commitment_step, effective_number, leader
 from ..mini import world
-from ..mini.tasks import Sample, Score, agreement
+from ..mini.tasks import Sample, Score
 from ..pipelines.loading import seeded, settings
 
-__all__ = ["Trace", "alive", "blurred", "commitments", "estimates", "leading", "settling", "trace"]
+__all__ = [
+    "Trace", "alive", "blurred", "commitments", "decision", "estimates", "frame_lag", "leading", "measures", "settling",
+    "trace",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,19 @@ class Trace:
 def trace(pipe: WanImageToVideoPipeline, sample: Sample, seed: int = 0, keep_films: bool = False, **call: Any) -> Trace:
     """Run `pipe` on `sample` and read every step's clean estimate. call: overrides of the preset's settings.
 
-    `settled` (S, T) is the share of cells of each frame, among those that the puzzle changes, that already look as
-    they do at the last step: if the model reasoned frame by frame, early frames would settle at earlier steps.
+    `settled` (S, T) is the share of cells of each frame, among those in which the possible answers differ, that already
+    look as they do at the last step: if the model reasoned frame by frame, early frames would settle at earlier
+    steps. A frame that all answers share needs no decision: it is NaN.
     """
     with record(pipe, keep=("x0",)) as run:
         pipe(**sample.inputs, **(settings(pipe) | call), generator=seeded(seed), output_type="latent")
     films = estimates(run)
     evidence = np.array([list(sample.candidates(film).values()) for film in films])
     tiles = world.read(films)
-    settled = np.stack([agreement(step, tiles[-1], sample.ids[0]) for step in tiles])
+    ways = np.stack([*sample.possible.values()])
+    open_, alike = (ways != ways[0]).any(0), tiles == tiles[-1]
+    shares = [alike[:, t, now].mean(1) if now.any() else np.full(len(tiles), np.nan) for t, now in enumerate(open_)]
+    settled = np.stack(shares, 1)
     scores = [sample.score(film) for film in films]
     sigmas = run.sigmas[:-1].numpy()
     return Trace(sample, seed, sigmas, evidence, scores, settled, films[:, -1].copy(), films if keep_films else None)
@@ -104,10 +111,73 @@ def commitments(traces: Sequence[Trace]) -> np.ndarray:
 
 
 def settling(traces: Sequence[Trace], level: float = 0.9) -> np.ndarray:
-    """First step at which each frame shows a share `level` in (0, 1] of its final cells, (runs, T) in 0..S-1."""
+    """First step at which each frame shows a share `level` in (0, 1] of its final cells, (runs, T) in 0..S-1.
+
+    NaN for a frame that all answers share.
+    """
     if not 0 < level <= 1:
         raise ValueError(f"level is a share in (0, 1], got {level!r}")
-    return (_rows(traces, lambda one: one.settled) >= level).argmax(1)  # the last step always does
+    settled = _rows(traces, lambda one: one.settled)
+    return np.where(np.isnan(settled[:, 0]), np.nan, (settled >= level).argmax(1))  # the last step always does
+
+
+def frame_lag(traces: Sequence[Trace]) -> np.ndarray:
+    """Mean settling step of the last third of the frames minus that of the first third, (runs,); frame 0 is left out.
+
+    NaN for a run in which all answers share either third.
+    """
+    settled = settling(traces)
+    third = settled.shape[1] // 3
+    early, late = settled[:, 1 : third + 1], settled[:, -third - 1 :]
+    known = np.isfinite(early).any(1) & np.isfinite(late).any(1)
+    lag = np.full(len(settled), np.nan)
+    lag[known] = np.nanmean(late[known], 1) - np.nanmean(early[known], 1)
+    return lag
+
+
+def decision(traces: Sequence[Trace], tie: float = 0.01) -> np.ndarray:
+    """Does a right answer lead each clean estimate, (runs, S) in [0, 1]: 1, 0, or its share of those that tie.
+
+    Candidates tie whose evidence lies less than a share `tie` below the largest: among K equal ones a right answer
+    counts 1 / K. 0 where there is no evidence for anything.
+    """
+
+    def read(one: Trace) -> np.ndarray:
+        most = one.evidence.max(1, keepdims=True)
+        leads = (one.evidence >= (1 - tie) * most) & (most > 0)
+        is_right = np.array([name in one.sample.films for name in one.names])
+        return (leads & is_right).sum(1) / np.maximum(leads.sum(1), 1)
+
+    return _rows(traces, read)
+
+
+def measures(traces: Sequence[Trace]) -> dict[str, np.ndarray]:
+    """The values judged by `data/claims.yaml` (chain_of_steps.*) and their companions, one for each run.
+
+    alive_first, alive_last, alive_fall: candidates at the first step, the last, their difference. not_blur: those at
+    the first minus those in the final frame made as unsharp. commitment, frame_lag: see the functions.
+
+    Deciding and drawing apart, each at the first and the last step and as a gain: decision (a right answer leads,
+    `decision`; chance: what a guess has), cells (agreement of the last frame with the right answer), solved (every cell
+    right; its gain is called gain). beyond_guess: decision at the last step minus the share of the right answer in
+    the first estimate, which is 0 on average for a guess that holds all answers and draws one. drawing_gain: gain minus
+    decision_gain.
+    """
+    count, right = alive(traces), decision(traces)
+    blur = [effective_number(one.sample.candidates(blurred(one, 0))) for one in traces]
+    cells = np.array([[score.parts["answer"] for score in one.scores] for one in traces])
+    solved = np.array([[score.solved for score in one.scores] for one in traces], float)
+    share = _rows(traces, lambda one: one.on_answer)
+    found = dict(
+        alive_first=count[:, 0], alive_last=count[:, -1], alive_fall=count[:, 0] - count[:, -1],
+        not_blur=count[:, 0] - blur, commitment=commitments(traces), frame_lag=frame_lag(traces),
+        beyond_guess=right[:, -1] - share[:, 0],
+        chance=np.array([len(one.sample.films) / len(one.names) for one in traces]),
+    )  # fmt: skip
+    for name, rows in dict(decision=right, cells=cells, solved=solved).items():
+        found |= {f"{name}_first": rows[:, 0], f"{name}_last": rows[:, -1]}
+        found["gain" if rows is solved else f"{name}_gain"] = rows[:, -1] - rows[:, 0]
+    return found | dict(drawing_gain=found["gain"] - found["decision_gain"])
 
 
 def _rows(traces: Sequence[Trace], read: Callable[[Trace], Any]) -> np.ndarray:

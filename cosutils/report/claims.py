@@ -29,12 +29,12 @@ import numpy as np
 from scipy import stats
 
 from .._files import read_yaml
+from ..mini.known import MECHANISMS
 from .results import read_numbers
 
 __all__ = [
     "CALIBRATION",
     "CLAIMS",
-    "MECHANISMS",
     "NOT_MEASURED",
     "VERDICTS",
     "Calibration",
@@ -57,7 +57,6 @@ CLAIMS = pathlib.Path("../data/claims.yaml")  # as seen from the notebooks
 CALIBRATION = pathlib.Path("../data/results/calibration.json")
 NOT_MEASURED = "not measured"
 VERDICTS = ("supported", "undecided", "not supported", "no room", "not diagnostic", NOT_MEASURED)
-MECHANISMS = ("guess", "one_pass", "hop", "frames")  # models of known mechanism, `mini.known`
 FEW = 60  # of fewer equal values more than 5 % may be others: rule of three, 3 / n at 95 % (Hanley 1983, JAMA 249:1743)
 
 

@@ -6,7 +6,7 @@ Every file beside `base.py` is a task and is found by itself. It holds
   change it. Tasks are listed in the order of their streams, so a new task takes a larger number than all others;
 - ``WORDS``: the words of its prompts, parted by spaces; those that an earlier task has need not be named again;
 - ``DIFFICULTIES``, ``DIFFICULTY``: the numbers that `sample` takes, and the default;
-- ``build(rng, difficulty, twin)``, which returns prompt, films, options and blank as `Sample` describes them.
+- ``build(rng, difficulty, twin)``, which returns prompt, films, possible and blank as `Sample` describes them.
 """
 
 from .base import MAX_LENGTH, Sample, Score, agreement, get, modules, sample

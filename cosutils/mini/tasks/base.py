@@ -39,8 +39,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Sample:
-    """One puzzle. films: every *right* answer -> its film (17, 10, 10); options: every *possible* answer -> its
-    last frame (10, 10); blank: the last frame without any answer. The first of `films` is drawn as ground truth.
+    """One puzzle. films: every *right* answer -> its film (17, 10, 10); possible: every *possible* answer -> a film
+    that ends in it; blank: the last frame without any answer (10, 10). The first of `films` is drawn as ground truth.
 
     pixels, frames: size of the pictures and films it is posed and answered with, 80 p and 16 m + 1. A film of that size
     is brought back to 17 frames of 80 pixels before it is read (`world.reduced`); films already there are read as well.
@@ -51,7 +51,7 @@ class Sample:
     difficulty: int
     prompt: str
     films: dict[str, np.ndarray] = field(repr=False)
-    options: dict[str, np.ndarray] = field(repr=False)
+    possible: dict[str, np.ndarray] = field(repr=False)
     blank: np.ndarray = field(repr=False)
     is_twin: bool = False
     pixels: int = world.SIZE
@@ -59,10 +59,19 @@ class Sample:
 
     def __post_init__(self) -> None:
         world.check_size(self.pixels, self.frames)
+        size = (world.FRAMES, world.CELLS, world.CELLS)
+        for name, film in (*self.films.items(), *self.possible.items()):
+            if film.shape != size:
+                raise ValueError(f"the film of {name!r} has shape {size}, got {film.shape}")
 
     @property
     def answer(self) -> str:
         return next(iter(self.films))
+
+    @cached_property
+    def options(self) -> dict[str, np.ndarray]:
+        """Every possible answer -> the last frame of its film (10, 10)."""
+        return {name: film[-1] for name, film in self.possible.items()}
 
     @property
     def ids(self) -> np.ndarray:
@@ -191,5 +200,5 @@ def sample(
         raise ValueError(f"{name} has difficulties {list(task.DIFFICULTIES)}, got {difficulty!r}")
     world.check_size(pixels, frames)
     rng = np.random.default_rng([task.STREAM, seed])
-    prompt, films, options, blank = task.build(rng, difficulty, twin)
-    return Sample(name, seed, difficulty, prompt, films, options, blank, twin, pixels, frames)
+    prompt, films, possible, blank = task.build(rng, difficulty, twin)
+    return Sample(name, seed, difficulty, prompt, films, possible, blank, twin, pixels, frames)

@@ -49,23 +49,25 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
     for target in targets:
         scene[target] = TILE["red"]
     tail = (start[0] - heading[0], start[1] - heading[1])
-    frames = []
-    for k in paced(len(path)):
-        frame = scene.copy()
-        if path[k] != tail:
-            frame[tail] = TILE["yellow"]
-        frame[path[k]] = TILE["ball_on_red"] if path[k] in targets else TILE["ball"]
-        frames.append(frame)
+
+    def film(path):
+        frames = []
+        for k in paced(len(path)):
+            frame = scene.copy()
+            if path[k] != tail:
+                frame[tail] = TILE["yellow"]
+            frame[path[k]] = TILE["ball_on_red"] if path[k] in targets else TILE["ball"]
+            frames.append(frame)
+        return np.stack(frames)
+
+    def straight(target):
+        """No flight leads to a wrong target: the ball goes there on the straight line, with as many moves."""
+        places = np.rint(np.linspace(start, target, len(path))).astype(int)
+        return [(int(r), int(c)) for r, c in places]
 
     blank = scene.copy()
     if path[-1] != tail:
         blank[tail] = TILE["yellow"]
-
-    def stop(target):
-        last = blank.copy()
-        last[target] = TILE["ball_on_red"]
-        return last
-
     name = "target {0[0]},{0[1]}".format
-    options = {name(t): stop(t) for t in sorted(targets)}
-    return "the ball bounces until it meets a target", {name(path[-1]): np.stack(frames)}, options, blank
+    options = {name(t): film(path if t == path[-1] else straight(t)) for t in sorted(targets)}
+    return "the ball bounces until it meets a target", {name(path[-1]): film(path)}, options, blank

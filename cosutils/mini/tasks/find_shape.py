@@ -32,5 +32,5 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
 
     names = [f"{colour} {form}" for colour, form in kinds]
     target = int(twin)
-    options = {name: film(place)[-1] for name, place in zip(names, places, strict=True)}
+    options = {name: film(place) for name, place in zip(names, places, strict=True)}
     return f"frame the {names[target]}", {names[target]: film(places[target])}, options, scene

@@ -70,6 +70,6 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
     scene[goal] = TILE["red"]
     inner = {cell for path in walk.values() for cell in path[:-1]}
     ends = [goal] + [room for room in rooms if room not in inner and room != goal]  # the goal and all dead ends
-    options = {f"to {r},{c}": film(scene, walk[r, c])[-1] for r, c in ends}
+    options = {f"to {r},{c}": film(scene, walk[r, c]) for r, c in ends}
     films = {f"to {goal[0]},{goal[1]}": film(scene, walk[goal])}
     return "walk through the maze to the red goal", films, options, film(scene, [start])[0]

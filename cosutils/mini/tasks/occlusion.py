@@ -30,5 +30,5 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
             frame[row : row + side, c : c + side] = colour
         return np.rot90(frames, turns, axes=(1, 2))
 
-    options = {k: film(k)[-1] for k in KINDS}
+    options = {k: film(k) for k in KINDS}
     return "the block slides across the small object", {kind: film(kind)}, options, film("floor")[-1]

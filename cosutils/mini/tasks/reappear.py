@@ -35,7 +35,7 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
         return np.rot90(frames, side, axes=(1, 2))
 
     name = "place {}".format
-    options = {name(c): film(c)[-1] for c in range(CELLS)}
+    options = {name(c): film(c) for c in range(CELLS)}
     return (
         f"the ball leaves to the {SIDES[side]} and comes back",
         {name(column): film(column)},

@@ -44,6 +44,6 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
 
     pick = int((rng.integers(3) + int(twin) * rng.integers(1, 3)) % 3)
     films = [film(k + 1) for k in range(3)]
-    options = {f"{angle} degrees": f[-1] for angle, f in zip(ANGLES, films, strict=True)}
+    options = {f"{angle} degrees": f for angle, f in zip(ANGLES, films, strict=True)}
     answer = f"{ANGLES[pick]} degrees"
     return f"turn the shape by {answer}", {answer: films[pick]}, options, films[pick][0]

@@ -40,6 +40,6 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
 
     level = int((rng.integers(difficulty) + int(twin) * rng.integers(1, difficulty)) % difficulty)
     films = [film(k) for k in range(difficulty)]
-    options = {f"{LEVELS[k]} level": f[-1] for k, f in enumerate(films)}
+    options = {f"{LEVELS[k]} level": f for k, f in enumerate(films)}
     prompt = f"carry the ball to the {LEVELS[level]} level"
     return prompt, {f"{LEVELS[level]} level": films[level]}, options, films[level][0]

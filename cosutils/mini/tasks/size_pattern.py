@@ -49,4 +49,4 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
 
     name = "size {}".format
     prompt = f"continue the pattern by {'columns' if down else 'rows'}"
-    return prompt, {name(sizes[3]): film(sizes[3])}, {name(s): film(s)[-1] for s in range(1, 5)}, scene
+    return prompt, {name(sizes[3]): film(sizes[3])}, {name(s): film(s) for s in range(1, 5)}, scene

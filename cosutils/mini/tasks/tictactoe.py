@@ -52,6 +52,6 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
         return frames
 
     name = "cell {}".format
-    options = {name(c): film(c)[-1] for c in np.flatnonzero(board < 0)}
+    options = {name(c): film(c) for c in np.flatnonzero(board < 0)}
     answer = moves[player][0]
     return f"{PLAYERS[player]} to move and win", {name(answer): film(answer)}, options, scene

@@ -43,4 +43,4 @@ def build(rng: np.random.Generator, difficulty: int, twin: bool):
     short = min(routes, key=lambda name: len(routes[name]))
     right_names = list(films) if difficulty == 0 else [n for n in films if (n == short) == want_short]
     prompt = f"walk the {'short' if want_short else 'long'} route to the red goal"
-    return prompt, {n: films[n] for n in right_names}, {n: f[-1] for n, f in films.items()}, films[short][0]
+    return prompt, {n: films[n] for n in right_names}, films, films[short][0]

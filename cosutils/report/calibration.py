@@ -1,0 +1,249 @@
+"""Every measure that reads films or estimates, on models of known mechanism: what can it tell apart?
+
+    python -m cosutils.report.calibration --puzzles 40
+
+writes `data/results/calibration.json`: numbers "model/task/measure" of the four mechanisms of `mini.known`, and of page
+2's measures on the embedded models. The rule by which they are judged stands in `data/claims.yaml` and is older than
+the record. `table` sets them beside the claims.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from diffusers import WanImageToVideoPipeline
+
+from .._check import whole
+from .._files import read_json
+from ..measures import behaviour, chain, perturb
+from ..mini import known, tasks
+from ..mini.known import MECHANISMS
+from ..mini.tasks import Sample
+from ..pipelines.loading import data_folder, load
+from .claims import CLAIMS, calibrate, load_claims, separates
+from .progress import progress
+from .results import mean_of, rate_gap, rate_of, read_numbers, record_numbers
+
+__all__ = ["CURVES", "NETS", "curve", "mistaken", "run", "table"]
+
+NETS = {"cos-mini": "full", "cos-mini-shallow": "shallow"}  # embedded model -> folder of its stored runs
+CURVES = ("alive", "decision", "cells")  # read at every step, see `chain.measures`
+CURVE_TASKS = ("maze", "rotation")
+PAGES = {
+    "chain": ("maze", "two_routes", "tictactoe", "shelf", "find_shape", "size_pattern", "rotation"),
+    "correction": ("maze", "two_routes", "rotation", "bounce"),
+    "perception": ("shelf", "find_shape", "maze", "rotation"),
+    "depth": ("tictactoe", "two_routes"),
+    "memory": ("reappear", "occlusion"),
+    "noise": ("maze", "tictactoe"),
+}
+Numbers = dict[str, dict[str, Any]]
+
+
+def _mean(values: np.ndarray) -> dict[str, Any] | None:
+    """`mean_of` the finite values; None for fewer than two."""
+    kept = np.asarray(values, float)[np.isfinite(values)]
+    return mean_of(kept) if len(kept) >= 2 else None
+
+
+def _traced(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], pages: Sequence[str], steps: int) -> Numbers:
+    """What pages 2, 6 and 7 read in traces of `steps` steps, measure -> number."""
+    films = bool({"correction", "perception"} & set(pages))
+    traces, onsets, lags = [], [], []
+    for sample in samples:
+        found = chain.trace(pipe, sample, sample.seed, keep_films=films, num_inference_steps=steps)
+        lags.append(behaviour.frame_lag(behaviour.switches(found)) * 20 / steps if films else np.nan)
+        ends_right = films and found.scores[-1].parts["answer"] == 1
+        onsets.append(behaviour.onsets(found) if ends_right else None)
+        traces.append(replace(found, films=None))
+    numbers: dict[str, Any] = {}
+    if "chain" in pages:
+        numbers |= {name: _mean(values) for name, values in chain.measures(traces).items()}
+    if "correction" in pages:
+        leads = np.stack([behaviour.right(one) for one in traces])
+        corrected, spoiled = ~leads[:, 0] & leads[:, -1], leads[:, 0] & ~leads[:, -1]
+        numbers |= dict(corrected=rate_of(corrected), spoiled=rate_of(spoiled), net=rate_gap(corrected, spoiled))
+        numbers["correction_lag"] = _mean(np.array(lags)[corrected])
+    if "perception" in pages:
+        gaps = np.array([one.gap for one in onsets if one is not None]) * 20 / steps
+        tie = 0.5 * 20 / steps
+        numbers["ended_right"] = rate_of([one is not None for one in onsets])
+        numbers["onset_gap"] = _mean(gaps)
+        if len(gaps):
+            numbers |= dict(perception_first=rate_of(gaps > tie), ordered=rate_of(abs(gaps) > tie))
+    if samples[0].task in CURVE_TASKS and "chain" in pages:
+        cells = np.array([[score.parts["answer"] for score in one.scores] for one in traces])
+        for name, rows in zip(CURVES, (chain.alive(traces), chain.decision(traces), cells), strict=True):
+            numbers |= {f"{name}@{step:02d}": _mean(row) for step, row in enumerate(rows.T)}
+    return numbers
+
+
+def _depth(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], steps: int) -> Numbers:
+    """Page 10: runs of one step against runs of all."""
+    found = {}
+    for name, count in dict(one=1, all=steps).items():
+        own = [chain.trace(pipe, sample, sample.seed, num_inference_steps=count) for sample in samples]
+        found[name] = chain.decision(own)[:, -1], np.array([one.scores[-1].solved for one in own])
+    gain = found["all"][0] - found["one"][0]
+    return dict(
+        shallow_decision_first=mean_of(found["one"][0]), shallow_decision_gain=mean_of(gain),
+        shallow_gain=rate_gap(found["all"][1], found["one"][1]),
+    )  # fmt: skip
+
+
+def _memory(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], steps: int) -> Numbers:
+    """Page 5: is the hidden thing kept at the worst step?"""
+    leads = [behaviour.right(chain.trace(pipe, one, one.seed, num_inference_steps=steps)) for one in samples]
+    name = dict(reappear="start_kept", occlusion="hidden_kept")[samples[0].task]
+    return {name: rate_of(behaviour.worst(np.stack(leads))[1])}
+
+
+def _noise(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], steps: int) -> Numbers:
+    """Page 3: noise at steps and in frames, renoise, restart."""
+    todo = [perturb.edits([2, 4, 6, 8], range(5), seed=sample.seed) for sample in samples]
+    runs = [perturb.disturb(pipe, sample, edits, sample.seed, num_inference_steps=steps)
+            for sample, edits in zip(samples, todo, strict=True)]  # fmt: skip
+    values = perturb.measures(runs) | dict(plain=np.array([one.plain for one in runs]))
+    values["restart_damage"] = np.array([one.plain - np.mean([*one.restarts.values()]) for one in runs])
+    return {name: mean_of(rows) for name, rows in values.items()}
+
+
+def run(models: Sequence[str], puzzles: int, first_seed: int = 0) -> Numbers:
+    """Numbers "model/task/measure" of `puzzles` puzzles of each task; models: `MECHANISMS` or embedded models.
+
+    Traces have 20 steps, runs of pages 3 and 5 have 10. Embedded models are read on page 2's measures alone: for the
+    others their runs of N = 200 are stored.
+    """
+    puzzles = whole(puzzles, "the number of puzzles", least=2)
+    numbers: Numbers = {}
+    names = list(dict.fromkeys(task for chosen in PAGES.values() for task in chosen))
+    for model, task in progress([(model, task) for model in models for task in names], "models and tasks"):
+        samples = [tasks.sample(task, first_seed + k) for k in range(puzzles)]
+        is_known = model in MECHANISMS
+        pages = [page for page, chosen in PAGES.items() if task in chosen and (is_known or page == "chain")]
+        if not pages:
+            continue
+        pipe = known.pipeline(model, samples) if is_known else load(model)
+        found: dict[str, Any] = {}
+        if {"chain", "correction", "perception"} & set(pages):
+            found |= _traced(pipe, samples, pages, 20)
+        others: dict[str, tuple[Callable[..., Numbers], int]] = dict(
+            depth=(_depth, 20), memory=(_memory, 10), noise=(_noise, 10)
+        )
+        for page, (read, steps) in others.items():
+            found |= read(pipe, samples, steps) if page in pages else {}
+        numbers |= {f"{model}/{task}/{name}": number for name, number in found.items() if number is not None}
+    return numbers
+
+
+# ---------------------------------------------------------------- read back
+def curve(numbers: Mapping[str, Mapping[str, Any]], model: str, task: str, name: str) -> np.ndarray:
+    """One of `CURVES` along the steps, (S, 3): value, low, high."""
+    start = f"{model}/{task}/{name}@"
+    rows = [[one["value"], one["low"], one["high"]] for key, one in sorted(numbers.items()) if key.startswith(start)]
+    if not rows:
+        raise ValueError(f"no curve {name!r} of {model} on {task} was recorded")
+    return np.array(rows)
+
+
+def _section(key: str, folder: str | os.PathLike[str]) -> Numbers:
+    """The stored numbers of a claim's page in a folder of records; {} where there is none."""
+    found = sorted(pathlib.Path(folder).glob(f"[0-9][0-9]_{key.partition('.')[0]}.json"))
+    return read_numbers(found[0]) if found else {}
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean over tasks of a measure, "0.31", with the least and the largest of several, "0.31 (0.10 to 0.52)"."""
+    if not values:
+        return "–"
+    mean, low, high = np.mean(values), min(values), max(values)
+    return f"{mean:z.2f}" if high - low < 0.005 else f"{mean:z.2f} ({low:z.2f} to {high:z.2f})"
+
+
+def table(
+    numbers: Mapping[str, Mapping[str, Any]],
+    claims: str | os.PathLike[str] = CLAIMS,
+    results: str | os.PathLike[str] | None = None,
+) -> tuple[list[str], dict[str, list[list[str]]]]:
+    """Head and groups of rows, one group for each claim, as `figures.show_table` takes them.
+
+    A row is a measure: its mean over the calibrated tasks under each mechanism, under each of `NETS` (from `numbers` or
+    from their stored runs in folder `results`), and whether it is diagnostic: "yes", "no", or why it cannot be told. A
+    group's title says what the claim's ranges as a whole mistake.
+    """
+    groups: dict[str, list[list[str]]] = {}
+    for key, claim in load_claims(claims).items():
+        rules = claim["known"]
+        stored = {net: _section(key, pathlib.Path(results) / folder) if results else {} for net, folder in NETS.items()}
+        names = {task for name in numbers for task in [name.split("/")[1]] if name.split("/")[0] in MECHANISMS}
+        judged = [task for task in tasks.NAMES if task in names and calibrate(claim, task, numbers)]
+        title = f"{claim['claim']} ({claim['paper']})"
+        if isinstance(rules, str):
+            groups[f"{title} Not applicable: {rules}"] = [[name, *["–"] * 4, *_nets(stored, {}, name, ()), "–"]
+                                                          for name in claim["measures"]]  # fmt: skip
+            continue
+        rows = []
+        for measure in claim["measures"]:
+            told = [separates(rules, task, measure, numbers) for task in judged]
+            known_values = [
+                [numbers[at]["value"] for task in judged if (at := f"{name}/{task}/{measure}") in numbers]
+                for name in MECHANISMS
+            ]
+            word = "only one kind"
+            if any(one is not None for one in told):
+                said = [one for one in told if one is not None]
+                word = f"{'yes' if 2 * sum(said) > len(said) else 'no'} ({sum(said)} of {len(said)})"
+            rows.append([measure, *map(_spread, known_values), *_nets(stored, numbers, measure, judged), word])
+        groups[f"{title} {mistaken(claim, judged, numbers)}"] = rows
+    return ["measure", *MECHANISMS, *NETS, "diagnostic"], groups
+
+
+def _nets(
+    stored: Mapping[str, Numbers], numbers: Mapping[str, Mapping[str, Any]], measure: str, judged: Sequence[str]
+) -> list[str]:
+    """The measure of each net: mean over the judged tasks, or over all that are stored where none is judged."""
+    texts = []
+    for net, own in stored.items():
+        names = judged or [name.partition("/")[0] for name in own if name.endswith(f"/{measure}")]
+        found = [own.get(f"{task}/{measure}") or numbers.get(f"{net}/{task}/{measure}") for task in names]
+        texts.append(_spread([one["value"] for one in found if one]))
+    return texts
+
+
+def mistaken(claim: Mapping[str, Any], judged: Sequence[str], numbers: Mapping[str, Mapping[str, Any]]) -> str:
+    """A sentence: on how many of the tasks the ranges of a claim mistake none of the mechanisms, and which they do."""
+    tests = [test for task in judged if (test := calibrate(claim, task, numbers))]
+    if not tests:
+        return "Not calibrated."
+    sound = sum(test.diagnostic for test in tests)
+    wrong = sorted({f"supported by {name}" for test in tests for name in test.fooled}
+                   | {f"refused by {name}" for test in tests for name in test.missed})  # fmt: skip
+    return f"Ranges sound on {sound} of {len(tests)} tasks{': ' * bool(wrong)}{', '.join(wrong)}."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--puzzles", type=int, default=40, help="of each task, from seed 0 on")
+    parser.add_argument("--models", nargs="+", default=[*MECHANISMS, *NETS], help="mechanisms and embedded models")
+    parser.add_argument("--out", default=str(data_folder() / "results"), help="folder of calibration.json")
+    args = parser.parse_args()
+    target = pathlib.Path(args.out) / "calibration.json"
+    kept = read_numbers(target) if target.is_file() else {}
+    facts = dict(puzzles=args.puzzles, steps=20)
+    if kept and any(read_json(target)["provenance"].get(name) != value for name, value in facts.items()):
+        parser.error(f"{target} is of other puzzles or steps: move it away")
+    for model in args.models:  # models that were not run anew keep their numbers
+        kept = {name: one for name, one in kept.items() if not name.startswith(f"{model}/")} | run(
+            [model], args.puzzles
+        )
+        record_numbers(args.out, "calibration", kept, facts)
+
+
+if __name__ == "__main__":
+    main()
