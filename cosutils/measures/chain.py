@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 from ..hooks.record import Run, record
 from ..metrics import commitment_step, effective_number, leader
 from ..mini import world
-from ..mini.tasks import Sample, Score
+from ..mini.tasks import Sample, Score, agreement
 from ..pipelines.loading import seeded, settings
 
 __all__ = [
@@ -69,19 +69,20 @@ class Trace:
 def trace(pipe: WanImageToVideoPipeline, sample: Sample, seed: int = 0, keep_films: bool = False, **call: Any) -> Trace:
     """Run `pipe` on `sample` and read every step's clean estimate. call: overrides of the preset's settings.
 
-    `settled` (S, T) is the share of cells of each frame, among those in which the possible answers differ, that already
-    look as they do at the last step: if the model reasoned frame by frame, early frames would settle at earlier
-    steps. A frame that all answers share needs no decision: it is NaN.
+    `settled` (S, T) is the `agreement` of each frame with that of the last step, over the cells in which the possible
+    answers differ: if the model reasoned frame by frame, early frames would settle at earlier steps. A frame that
+    all answers share needs no decision: it is NaN.
     """
     with record(pipe, keep=("x0",)) as run:
         pipe(**sample.inputs, **(settings(pipe) | call), generator=seeded(seed), output_type="latent")
     films = estimates(run)
     evidence = np.array([list(sample.candidates(film).values()) for film in films])
     tiles = world.read(films)
-    ways = np.stack([*sample.possible.values()])
-    open_, alike = (ways != ways[0]).any(0), tiles == tiles[-1]
-    shares = [alike[:, t, now].mean(1) if now.any() else np.full(len(tiles), np.nan) for t, now in enumerate(open_)]
-    settled = np.stack(shares, 1)
+    ways, first = np.stack([*sample.possible.values()]), sample.ids[0]
+    open_ = (ways != ways[0]).any(0)
+    tiles = np.where(open_, tiles, first)
+    settled = np.stack([agreement(step, tiles[-1], first) for step in tiles])
+    settled[:, ~open_.any((1, 2))] = np.nan
     scores = [sample.score(film) for film in films]
     sigmas = run.sigmas[:-1].numpy()
     return Trace(sample, seed, sigmas, evidence, scores, settled, films[:, -1].copy(), films if keep_films else None)
