@@ -116,6 +116,24 @@ def test_the_map_shows_a_sign_for_every_verdict(folders):
     plt.close(fig)
 
 
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_a_strip_shows_where_the_verdict_turns(end):
+    ax = plt.figure().subplots()
+    numbers = {"maze": number(0.2, 0.4), "shelf": number(0.7, 0.8)}
+    evidence.strip(ax, numbers, (0.5, 1.0) if end == "low" else (0.0, 0.5), end)
+    rows = [[bar for bar in ax.patches if bar.get_y() < row < bar.get_y() + bar.get_height()] for row in (0, 1)]
+    edges = [[round(bar.get_x() + bar.get_width(), 3) for bar in bars[:-1]] for bars in rows]
+    assert edges == [[0.2, 0.4], [0.7, 0.8]]
+    words = [text.get_text() for text in ax.texts]
+    assert words == (["✓", "?", "✗"] * 2 if end == "low" else ["✗", "?", "✓"] * 2)
+    assert ax.lines[0].get_xdata()[0] == 0.5
+    with pytest.raises(ValueError, match="'low' or 'high', got 'middle'"):
+        evidence.strip(ax, numbers, (0.5, 1.0), "middle")
+    with pytest.raises(ValueError, match="the high end of .* is not finite"):
+        evidence.strip(ax, numbers, (0.5, float("inf")), "high")
+    plt.close("all")
+
+
 def test_what_is_ours_are_controls_readings_and_measures_and_nothing_else():
     findings = evidence.gather(DATA / "nowhere", claims=DATA / "claims.yaml")
     ours = {f.key for f in findings if f.ours}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,11 +36,11 @@ NETS = {"cos-mini": "full", "cos-mini-shallow": "shallow"}  # embedded model -> 
 CURVES = ("alive", "decision", "cells")  # read at every step, see `chain.measures`
 CURVE_TASKS = ("maze", "rotation")
 PAGES = {
-    "chain": ("maze", "two_routes", "tictactoe", "shelf", "find_shape", "size_pattern", "rotation"),
+    "memory": ("reappear", "occlusion"),
+    "chain": ("maze", "rotation", "tictactoe", "two_routes", "shelf", "find_shape", "size_pattern"),
     "correction": ("maze", "two_routes", "rotation", "bounce"),
     "perception": ("shelf", "find_shape", "maze", "rotation"),
     "depth": ("tictactoe", "two_routes"),
-    "memory": ("reappear", "occlusion"),
     "noise": ("maze", "tictactoe"),
 }
 Numbers = dict[str, dict[str, Any]]
@@ -65,6 +65,8 @@ def _traced(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], pages: Seq
     numbers: dict[str, Any] = {}
     if "chain" in pages:
         numbers |= {name: _mean(values) for name, values in chain.measures(traces).items()}
+    if "depth" in pages:  # the film of a run of one step is the first estimate of a run of many
+        numbers |= {f"shallow_{name}": numbers[name] for name in ("decision_first", "decision_gain")}
     if "correction" in pages:
         leads = np.stack([behaviour.right(one) for one in traces])
         corrected, spoiled = ~leads[:, 0] & leads[:, -1], leads[:, 0] & ~leads[:, -1]
@@ -84,19 +86,6 @@ def _traced(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], pages: Seq
     return numbers
 
 
-def _depth(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], steps: int) -> Numbers:
-    """Page 10: runs of one step against runs of all."""
-    found = {}
-    for name, count in dict(one=1, all=steps).items():
-        own = [chain.trace(pipe, sample, sample.seed, num_inference_steps=count) for sample in samples]
-        found[name] = chain.decision(own)[:, -1], np.array([one.scores[-1].solved for one in own])
-    gain = found["all"][0] - found["one"][0]
-    return dict(
-        shallow_decision_first=mean_of(found["one"][0]), shallow_decision_gain=mean_of(gain),
-        shallow_gain=rate_gap(found["all"][1], found["one"][1]),
-    )  # fmt: skip
-
-
 def _memory(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], steps: int) -> Numbers:
     """Page 5: is the hidden thing kept at the worst step?"""
     leads = [behaviour.right(chain.trace(pipe, one, one.seed, num_inference_steps=steps)) for one in samples]
@@ -106,7 +95,7 @@ def _memory(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], steps: int
 
 def _noise(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], steps: int) -> Numbers:
     """Page 3: noise at steps and in frames, renoise, restart."""
-    todo = [perturb.edits([2, 4, 6, 8], range(5), seed=sample.seed) for sample in samples]
+    todo = [perturb.edits([2, 4, 6, 8], range(1, 5), seed=sample.seed) for sample in samples]
     runs = [perturb.disturb(pipe, sample, edits, sample.seed, num_inference_steps=steps)
             for sample, edits in zip(samples, todo, strict=True)]  # fmt: skip
     values = perturb.measures(runs) | dict(plain=np.array([one.plain for one in runs]))
@@ -114,32 +103,27 @@ def _noise(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], steps: int)
     return {name: mean_of(rows) for name, rows in values.items()}
 
 
-def run(models: Sequence[str], puzzles: int, first_seed: int = 0) -> Numbers:
-    """Numbers "model/task/measure" of `puzzles` puzzles of each task; models: `MECHANISMS` or embedded models.
+def run(model: str, task: str, puzzles: int, first_seed: int = 0) -> Numbers:
+    """Numbers "model/task/measure" of the first `puzzles` puzzles of a task; model: of `MECHANISMS` or an embedded one.
 
-    Traces have 20 steps, runs of pages 3 and 5 have 10. Embedded models are read on page 2's measures alone: for the
-    others their runs of N = 200 are stored.
+    Traces have 20 steps, runs of pages 3 and 5 have 10. An embedded model is read on page 2's measures alone: of the
+    others its runs of N = 200 are stored. {} where none of these pages has the task.
     """
     puzzles = whole(puzzles, "the number of puzzles", least=2)
-    numbers: Numbers = {}
-    names = list(dict.fromkeys(task for chosen in PAGES.values() for task in chosen))
-    for model, task in progress([(model, task) for model in models for task in names], "models and tasks"):
-        samples = [tasks.sample(task, first_seed + k) for k in range(puzzles)]
-        is_known = model in MECHANISMS
-        pages = [page for page, chosen in PAGES.items() if task in chosen and (is_known or page == "chain")]
-        if not pages:
-            continue
-        pipe = known.pipeline(model, samples) if is_known else load(model)
-        found: dict[str, Any] = {}
-        if {"chain", "correction", "perception"} & set(pages):
-            found |= _traced(pipe, samples, pages, 20)
-        others: dict[str, tuple[Callable[..., Numbers], int]] = dict(
-            depth=(_depth, 20), memory=(_memory, 10), noise=(_noise, 10)
-        )
-        for page, (read, steps) in others.items():
-            found |= read(pipe, samples, steps) if page in pages else {}
-        numbers |= {f"{model}/{task}/{name}": number for name, number in found.items() if number is not None}
-    return numbers
+    is_known = model in MECHANISMS
+    pages = [page for page, chosen in PAGES.items() if task in chosen and (is_known or page == "chain")]
+    if not pages:
+        return {}
+    samples = [tasks.sample(task, first_seed + k) for k in range(puzzles)]
+    pipe = known.pipeline(model, samples) if is_known else load(model)
+    found: dict[str, Any] = {}
+    if {"chain", "correction", "perception"} & set(pages):
+        found |= _traced(pipe, samples, pages, 20)
+    if "memory" in pages:
+        found |= _memory(pipe, samples, 10)
+    if "noise" in pages:
+        found |= _noise(pipe, samples, 10)
+    return {f"{model}/{task}/{name}": number for name, number in found.items() if number is not None}
 
 
 # ---------------------------------------------------------------- read back
@@ -234,15 +218,16 @@ def main() -> None:
     parser.add_argument("--out", default=str(data_folder() / "results"), help="folder of calibration.json")
     args = parser.parse_args()
     target = pathlib.Path(args.out) / "calibration.json"
-    kept = read_numbers(target) if target.is_file() else {}
+    numbers = read_numbers(target) if target.is_file() else {}
     facts = dict(puzzles=args.puzzles, steps=20)
-    if kept and any(read_json(target)["provenance"].get(name) != value for name, value in facts.items()):
+    if numbers and any(read_json(target)["provenance"].get(name) != value for name, value in facts.items()):
         parser.error(f"{target} is of other puzzles or steps: move it away")
-    for model in args.models:  # models that were not run anew keep their numbers
-        kept = {name: one for name, one in kept.items() if not name.startswith(f"{model}/")} | run(
-            [model], args.puzzles
-        )
-        record_numbers(args.out, "calibration", kept, facts)
+    names = list(dict.fromkeys(task for chosen in PAGES.values() for task in chosen))
+    todo = [(model, task) for task in names for model in args.models]
+    for model, task in progress(todo, "tasks and models"):  # what is recorded already is kept
+        if not any(name.startswith(f"{model}/{task}/") for name in numbers):
+            numbers |= run(model, task, args.puzzles)
+            record_numbers(args.out, "calibration", numbers, facts)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,15 +15,16 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from .._files import read_json
 from ..mini.tasks import NAMES
-from .claims import CALIBRATION, CLAIMS, NOT_MEASURED, Judgement, is_ours, judge, load_claims
+from .claims import CALIBRATION, CLAIMS, NOT_MEASURED, Judgement, interval, is_ours, judge, load_claims, verdict
 from .results import interval_text, read_numbers
 
-__all__ = ["SIGNS", "Finding", "counts", "gather", "number_text", "section_table", "verdict_map"]
+__all__ = ["SIGNS", "Finding", "counts", "gather", "number_text", "section_table", "strip", "verdict_map"]
 
 SIGNS = {"supported": "✓", "undecided": "?", "not supported": "✗", "no room": "○", "not diagnostic": "≈"}
 _COLOURS = ("#9ecae1", "#eeeeee", "#fdae6b", "#dadaeb", "#fff2ae")  # black text reads on all of them
@@ -179,3 +181,32 @@ def verdict_map(findings: Sequence[Finding]) -> Figure:
             ax.axhline(row - 0.5, color="0.4", lw=0.8)
     ax.spines[:].set_visible(False)
     return fig
+
+
+def strip(ax: Axes, numbers: Mapping[str, Mapping[str, Any]], span: tuple[float, float], end: str = "low") -> None:
+    """How the verdict on each of several numbers depends on one end of its claimed range, a row of colours for each.
+
+    numbers: label -> {value, low, high, n}; span: the claimed range, whose `end` ("low" or "high") is moved along the
+    x axis, while the other stays; a line marks the one that is claimed. A long stretch of one colour around the line is
+    a verdict that does not hang on the range. ValueError for another `end`, and for one that is not finite.
+    """
+    if end not in ("low", "high"):
+        raise ValueError(f"the end of a range that moves is 'low' or 'high', got {end!r}")
+    moving = span[end == "high"]
+    if not np.isfinite(moving):
+        raise ValueError(f"the {end} end of {span} is not finite: move the other one")
+    known = {label: interval(number) for label, number in numbers.items()}
+    finite = [edge for ends in known.values() for edge in ends if np.isfinite(edge)]
+    lowest, highest = min([moving, *finite]), max([moving, *finite])
+    room = 0.15 * (highest - lowest) or 1.0
+    limits = lowest - room, highest + room
+    for row, ends in enumerate(known.values()):
+        edges = sorted({*limits, *(edge for edge in ends if limits[0] < edge < limits[1])})
+        for left, right in itertools.pairwise(edges):
+            middle = (left + right) / 2
+            word = verdict([ends], [(middle, span[1]) if end == "low" else (span[0], middle)])
+            ax.barh(row, right - left, left=left, color=_COLOURS[list(SIGNS).index(word)], height=0.7)
+            ax.text(middle, row, SIGNS[word], ha="center", va="center", fontsize=9)
+    ax.axvline(moving, color="black", lw=1.2, ls="--")
+    ax.set_yticks(range(len(known)), list(known))
+    ax.set(xlim=limits, ylim=(len(known) - 0.5, -0.5), xlabel=f"{end} end of the claimed range")
