@@ -38,7 +38,7 @@ __all__ = ["MECHANISMS", "Known", "Puzzle", "pipeline", "progress"]
 HOPS = (0.5, 0.6, 0.7, 0.8)  # progress from which each hop of the chain of steps may be made; the last is the answer
 BOLD = (0.6, 0.7, 0.8, 1.0)  # share of the answer held after each hop; the others have the rest
 FRAME = 0.2  # progress between two latent frames of the chain of frames
-CLEAR = 1.5  # standard deviations of the noise by which a frame must lean to the right film to count as drawn
+CLEAR, PART = 1.5, 0.25  # standard deviations of the noise, and share of the picture, by which a state must stand out
 NEAR = 1e-3  # progress is rounded by so much at most
 
 
@@ -83,23 +83,27 @@ def one_pass(x: Tensor, s: float, puzzle: Puzzle) -> Tensor:
     return (1 - u) * torch.tensordot(weights / weights.sum(), films, 1) + u * puzzle.right
 
 
+def _held(x: Tensor, puzzle: Puzzle) -> Tensor:
+    """The film of the answer that x_s holds most of, by least squares."""
+    films = puzzle.possible.flatten(1)
+    return puzzle.possible[int(torch.linalg.lstsq(films.T, x.flatten()[:, None]).solution.argmax())]
+
+
 def hop(x: Tensor, s: float, puzzle: Puzzle) -> Tensor:
     """A chain along the steps: the answer held next is looked up from the one that is held, which is read in x_s.
 
     Half of the run is an average over all answers. Then the chain goes from one wrong answer to another, and by the
-    last of `HOPS` to the right one. A hop is made only from the answer before it; from any other state, so after
-    an erased one and with too few steps, the chain is lost and what lies nearest is drawn (`guess`).
+    last of `HOPS` to the right one. A hop is made only from the answer before it; from any other state, so with too few
+    steps and after an erased one (but for luck: noise too is nearest to some answer), the chain is lost and what lies
+    nearest is drawn (`guess`).
     """
     done = sum(progress(s) >= start - NEAR for start in HOPS)
     if not done:
         return puzzle.average
     wrong = torch.nonzero(~puzzle.is_right).flatten().tolist() or [0]
     route = [puzzle.possible[k] for k, _ in zip(itertools.cycle(wrong), HOPS[1:], strict=False)] + [puzzle.right]
-    if done > 1:
-        films = puzzle.possible.flatten(1)  # how much of each answer x_s holds, by least squares
-        held = puzzle.possible[int(torch.linalg.lstsq(films.T, x.flatten()[:, None]).solution.argmax())]
-        if not any(held.equal(film) for film in route[done - 2 : done]):
-            return guess(x, s, puzzle)
+    if done > 1 and not any(_held(x, puzzle).equal(film) for film in route[done - 2 : done]):
+        return guess(x, s, puzzle)
     share = BOLD[done - 1]
     return share * route[done - 1] + (1 - share) * puzzle.average
 
@@ -112,7 +116,7 @@ def frames(x: Tensor, s: float, puzzle: Puzzle) -> Tensor:
     average, way = puzzle.average, puzzle.right - puzzle.average
     length = way.square().sum((0, 2, 3)).sqrt()  # (F,), 0 where all answers look alike
     lean = ((x - (1 - s) * average) * way).sum((0, 2, 3)) / torch.where(length > 0, length, 1)
-    shown = (lean >= CLEAR * s) | (length < NEAR * length.max())
+    shown = (lean >= torch.clamp(PART * (1 - s) * length, min=CLEAR * s)) | (length < NEAR * length.max())
     ready = int(torch.cumprod(torch.cat([torch.ones(1), shown[1:].float()]), 0).sum())  # frame 0 is given
     count = min(ready, int((progress(s) + NEAR) / FRAME))
     drawn = (torch.arange(len(length)) <= count)[None, :, None, None]

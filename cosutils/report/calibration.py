@@ -179,7 +179,7 @@ def table(
                 [numbers[at]["value"] for task in judged if (at := f"{name}/{task}/{measure}") in numbers]
                 for name in MECHANISMS
             ]
-            word = "only one kind"
+            word = "one kind only"
             if any(one is not None for one in told):
                 said = [one for one in told if one is not None]
                 word = f"{'yes' if 2 * sum(said) > len(said) else 'no'} ({sum(said)} of {len(said)})"
