@@ -187,10 +187,10 @@ def test_the_column_says_what_the_rule_says(record):
 def test_what_a_guess_shows_is_no_evidence_of_a_chain(record):
     """The finding of the page, from the record: guess and chain look alike in the candidates, not in what is decided."""
     for name in ("guess", "hop"):
-        assert record[f"{name}/shelf/alive_first"]["value"] > 3.5
-        assert record[f"{name}/shelf/alive_last"]["value"] < 1.25
-    assert record["guess/shelf/beyond_guess"]["low"] < 0.05 < record["hop/shelf/beyond_guess"]["low"]
-    assert record["one_pass/shelf/gain"]["value"] > 0.9 and record["one_pass/shelf/decision_gain"]["value"] == 0
+        assert record[f"{name}/rotation/alive_first"]["value"] > 2.5
+        assert record[f"{name}/rotation/alive_last"]["value"] < 1.25
+    assert record["guess/rotation/beyond_guess"]["low"] < 0.05 < record["hop/rotation/beyond_guess"]["low"]
+    assert record["one_pass/rotation/gain"]["value"] > 0.9 and record["one_pass/rotation/decision_gain"]["value"] == 0
 
 
 def test_a_curve_that_was_not_recorded_is_named(record):

@@ -42,6 +42,7 @@ TINY = {
         windows=2,
     ),
     "12_serial": dict(lengths=[3], puzzles=4, step_counts=[1, 2]),
+    "13_calibration": dict(task="rotation", seed=5, steps=3),
     "14_evidence": dict(full="../data/results"),
     "15_your_turn": dict(tasks=["shelf"], puzzles=2, steps=3, first_seed=5),
     "16_benchmark": dict(
