@@ -185,7 +185,7 @@ def test_the_column_says_what_the_rule_says(record):
 
 
 def test_what_a_guess_shows_is_no_evidence_of_a_chain(record):
-    """The finding of the page, from the record: guess and chain look alike in the candidates, not in what is decided."""
+    """The finding of the page, from the record: guess and chain look alike in the candidates, not in the decision."""
     for name in ("guess", "hop"):
         assert record[f"{name}/rotation/alive_first"]["value"] > 2.5
         assert record[f"{name}/rotation/alive_last"]["value"] < 1.25

@@ -213,7 +213,7 @@ def mistaken(claim: Mapping[str, Any], judged: Sequence[str], numbers: Mapping[s
 
 
 def told(numbers: Mapping[str, Mapping[str, Any]], claims: str | os.PathLike[str] = CLAIMS) -> str:
-    """What the record says, a paragraph of Markdown: what the mechanisms share, what parts them, how many ranges fail."""
+    """What the record says, a paragraph of Markdown: what the mechanisms share, what parts them, which ranges fail."""
 
     def mean(model: str, measure: str, digits: int = 1) -> str:
         values = [numbers[at]["value"] for task in tasks.NAMES if (at := f"{model}/{task}/{measure}") in numbers]
@@ -226,11 +226,11 @@ def told(numbers: Mapping[str, Mapping[str, Any]], claims: str | os.PathLike[str
     tried = [tests for tests in tried if tests]
     sound = sum(all(test.diagnostic for test in tests) for tests in tried)
     return (
-        "**What we find.** The picture that the paper takes for reasoning does not tell a chain from a guess. Of the answers "
-        f"alive, a model that guesses goes {alive['guess']}, one that computes a hop a step {alive['hop']}, one that has "
-        f"decided in its first pass {alive['one_pass']}. What the steps add to the share in which the right answer leads tells "
-        f"them apart: {gains['guess']}, {gains['hop']} and {gains['one_pass']}. Of {len(tried)} claims that the mechanisms "
-        f"can test, {sound} have ranges that mistake none of them on any task."
+        "**What we find.** The picture that the paper takes for reasoning does not tell a chain from a guess. Of the "
+        f"answers alive, a model that guesses goes {alive['guess']}, one that computes a hop a step {alive['hop']}, one "
+        f"that has decided in its first pass {alive['one_pass']}. What the steps add to the share in which the right "
+        f"answer leads tells them apart: {gains['guess']}, {gains['hop']} and {gains['one_pass']}. Of {len(tried)} "
+        f"claims that the mechanisms can test, {sound} have ranges that mistake none of them."
     )
 
 
@@ -248,8 +248,9 @@ def main() -> None:
     names = list(dict.fromkeys(task for chosen in PAGES.values() for task in chosen))
     todo = [(model, task) for task in names for model in args.models]
     for model, task in progress(todo, "tasks and models"):  # what is recorded already is kept
-        if not any(name.startswith(f"{model}/{task}/") for name in numbers):
-            numbers |= run(model, task, args.puzzles)
+        done = any(name.startswith(f"{model}/{task}/") for name in numbers)
+        if not done and (found := run(model, task, args.puzzles)):
+            numbers |= found
             record_numbers(args.out, "calibration", numbers, facts)
 
 
