@@ -77,6 +77,8 @@ def test_a_frame_that_all_answers_share_does_not_settle():
 def test_deciding_is_told_from_drawing(pipe):
     ties = made([[0.2, 0.2, 0.2, 0.2, 0.2], [0.5, 0.5, 0.1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
     assert decision([ties])[0] == pytest.approx([0.2, 0.5, 0, 0])
+    near = made([[0.92, 1, 0, 0, 0], [0.88, 1, 0, 0, 0]])
+    assert decision([near])[0] == pytest.approx([0.5, 0])
     puzzle = tasks.find_shape.sample(1)
     found = trace(pipe, puzzle, keep_films=True, num_inference_steps=4)
     pale = replace(found, evidence=np.array([[0.3, 0.1, 0.1, 0, 0], [0.9, 0, 0, 0, 0]]))

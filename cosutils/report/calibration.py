@@ -230,7 +230,7 @@ def told(numbers: Mapping[str, Mapping[str, Any]], claims: str | os.PathLike[str
         f"answers alive, a model that guesses goes {alive['guess']}, one that computes a hop a step {alive['hop']}, one "
         f"that has decided in its first pass {alive['one_pass']}. What the steps add to the share in which the right "
         f"answer leads tells them apart: {gains['guess']}, {gains['hop']} and {gains['one_pass']}. Of {len(tried)} "
-        f"claims that the mechanisms can test, {sound} have ranges that mistake none of them."
+        f"claims that they can test, {sound} have ranges that mistake none of them."
     )
 
 
