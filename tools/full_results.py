@@ -37,6 +37,7 @@ COMMANDS: dict[str, list[str]] = {
         for model in MODELS
     },
     "horizon": ["cosutils.measures.horizon"],
+    "calibration": ["cosutils.report.calibration", "--again"],
     "serial/validation": ["cosutils.serial.evaluate"],
     "serial/report": ["cosutils.serial.evaluate", "--report", "--each", "128"],
 }

@@ -227,7 +227,7 @@ def told(numbers: Mapping[str, Mapping[str, Any]], claims: str | os.PathLike[str
     sound = sum(all(test.diagnostic for test in tests) for tests in tried)
     return (
         "**What we find.** The picture that the paper takes for reasoning does not tell a chain from a guess. Of the "
-        f"answers alive, a model that guesses goes {alive['guess']}, one that computes a hop a step {alive['hop']}, one "
+        f"answers alive, a model that guesses goes {alive['guess']}, one that makes a hop a step {alive['hop']}, one "
         f"that has decided in its first pass {alive['one_pass']}. What the steps add to the share in which the right "
         f"answer leads tells them apart: {gains['guess']}, {gains['hop']} and {gains['one_pass']}. Of {len(tried)} "
         f"claims that they can test, {sound} have ranges that mistake none of them."
@@ -239,9 +239,10 @@ def main() -> None:
     parser.add_argument("--puzzles", type=int, default=40, help="of each task, from seed 0 on")
     parser.add_argument("--models", nargs="+", default=[*MECHANISMS, *NETS], help="mechanisms and embedded models")
     parser.add_argument("--out", default=str(data_folder() / "results"), help="folder of calibration.json")
+    parser.add_argument("--again", action="store_true", help="also what is recorded already")
     args = parser.parse_args()
     target = pathlib.Path(args.out) / "calibration.json"
-    numbers = read_numbers(target) if target.is_file() else {}
+    numbers = read_numbers(target) if target.is_file() and not args.again else {}
     facts = dict(puzzles=args.puzzles, steps=20)
     if numbers and any(read_json(target)["provenance"].get(name) != value for name, value in facts.items()):
         parser.error(f"{target} is of other puzzles or steps: move it away")
