@@ -9,7 +9,7 @@ import torch
 
 import tiny
 from cosutils.measures.carried import carried, recorded
-from cosutils.measures.exchange import Exchange, at_step, between_seeds, between_twins, captured, leading_twin
+from cosutils.measures.exchange import Exchange, at_step, between_seeds, between_twins, captured, flips, leading_twin
 from cosutils.measures.layers import pool
 from cosutils.mini import tasks, world
 from cosutils.mini.model import build_pipeline, build_transformer
@@ -147,6 +147,20 @@ def test_at_its_step_an_exchange_is_read_before_a_later_step_can_overrule_it(pip
     assert np.allclose(films[:2], ceiling, atol=1e-5) and not np.allclose(ceiling, own, atol=1e-3)
     assert all(not np.allclose(film, end, atol=1e-4) for film in films[2:] for end in (own, ceiling))
     assert np.allclose(at_step(pipe, sample, run, step, ways, rows=3)[2], films, atol=1e-5)
+
+
+def test_flips_are_a_share_of_what_the_whole_prompt_flips():
+    sample = tasks.find_shape.sample(0)
+    own, twin = sample.answer, sample.twin().answer
+    pairs = [
+        (sample, [twin, own, twin, own]),
+        (sample, [own, own, twin, twin]),  # the prompt itself does not flip it
+        (sample, [twin, None, twin, twin]),  # nothing to flip
+        (sample, [twin, own, None, twin]),
+    ]
+    ceiling, flipped = flips(pairs, 2)
+    assert ceiling.tolist() == [True, False, True] and flipped.tolist() == [[True, False], [False, True]]
+    assert flips(pairs[1:2], 2)[1].shape == (0, 2)
 
 
 def test_a_state_carried_on_under_its_own_condition_ends_as_its_own_run(pipe):

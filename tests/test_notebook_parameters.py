@@ -33,7 +33,9 @@ TINY = {
     "06_self_correction": dict(tasks=["find_shape"], puzzles=2, steps=3, first_seed=5),
     "07_perception_before_action": dict(tasks=["maze"], puzzles=2, steps=3, first_seed=5),
     "08_layers": dict(tasks=["find_shape"], puzzles=2, fit_puzzles=4, steps=2, probed=[0, 1]),
-    "09_latent_swapping": dict(tasks=["find_shape"], puzzles=2, choice_puzzles=1, steps=2, first_seed=5),
+    "09_latent_swapping": dict(
+        tasks=["find_shape"], puzzles=2, choice_puzzles=1, steps=2, map_steps=[0, 1], handed=[1], first_seed=5
+    ),
     "10_frames_and_distillation": dict(
         tasks=["find_shape"], puzzles=2, size=2, frame_counts=[5, 17], frame_steps=2, step_counts=[1, 2], steps=3
     ),

@@ -17,6 +17,7 @@ from cosutils.report.results import (
     rate_gap,
     rate_of,
     record_numbers,
+    stored_numbers,
     text_table,
 )
 
@@ -195,6 +196,12 @@ def test_only_runs_with_the_same_parameters_are_compared(tmp_path):
     assert "solved: 0.5, expected 0.9" in compare(write("b", 0.5, 20), stored)
     assert "not compared" in compare(write("b", 0.5, 10), stored)
     assert compare(stored, tmp_path / "none.json") == "no numbers are stored for this page"
+
+
+def test_stored_numbers_are_those_of_the_same_model_or_none(tmp_path):
+    path = record_numbers(tmp_path, "a", GOOD, dict(model="cos-mini", steps=4))
+    assert stored_numbers(path, model="cos-mini") == stored_numbers(path) == GOOD
+    assert stored_numbers(path, model="cos-mini-two") == stored_numbers(tmp_path / "b.json", model="cos-mini") == {}
 
 
 def test_live_numbers_stand_beside_the_full_run(tmp_path):

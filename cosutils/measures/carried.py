@@ -3,7 +3,7 @@
     >>> from cosutils.measures.carried import carried, recorded
     >>> sample = cos.tasks.reappear.sample(0)
     >>> run = recorded(pipe, sample, num_inference_steps=4)
-    >>> sorted(carried(pipe, run, 2, sample.twin()).x0)  # its own estimates for two steps, then under the twin's picture
+    >>> sorted(carried(pipe, run, 2, sample.twin()).x0)  # two steps of its own, then under the twin's picture
     [2, 3]
 
 The condition of an image-to-video model, its picture and its prompt, is given anew at every step. What an answer owes

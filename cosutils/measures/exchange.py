@@ -1,11 +1,12 @@
 """Exchange hidden tokens of blocks between twins: does the other answer win? (paper Sec. 5.2, Fig. 6b)
 
     >>> from cosutils.measures.carried import recorded
-    >>> from cosutils.measures.exchange import Exchange, at_step, leading_twin
+    >>> from cosutils.measures.exchange import Exchange, at_step, flips, leading_twin
     >>> sample, ways = cos.tasks.find_shape.sample(7), [Exchange(layer) for layer in range(2)]
     >>> run = recorded(pipe, sample, num_inference_steps=4)
-    >>> ceiling, own, films = at_step(pipe, sample, run, 0, ways)
-    >>> flipped = [leading_twin(sample, film) == sample.twin().answer for film in films]
+    >>> donor, own, films = at_step(pipe, sample, run, 0, ways)
+    >>> leaders = [leading_twin(sample, film) for film in (donor, own, *films)]
+    >>> ceiling, flipped = flips([(sample, leaders)], len(ways))
 
 The twins share the picture and the noise and differ in the prompt, so all runs go in one batch: row 0 is the donor,
 row 1 the recipient as it is, every further row a recipient with one exchange. `at_step` reads the answer at the step of
@@ -36,7 +37,7 @@ from .carried import carried, recorded
 from .chain import estimates
 from .layers import pool
 
-__all__ = ["Exchange", "at_step", "between_seeds", "between_twins", "captured", "leading_twin"]
+__all__ = ["Exchange", "at_step", "between_seeds", "between_twins", "captured", "flips", "leading_twin"]
 
 MODES = ("delta", "state", "region", "text")
 
@@ -84,13 +85,26 @@ def leading_twin(sample: Sample, film: np.ndarray) -> str | None:
     return [*shares, None][leader(shares)]
 
 
+def flips(pairs: Sequence[tuple[Sample, Sequence[str | None]]], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Does the twin's whole prompt flip the answer, (p,) bool, and where it does, each exchange, (q, count) bool?
+
+    pairs: a puzzle and the leaders of donor, own and every exchange, from `at_step`. p: pairs in which the own answer
+    leads without an exchange; q: those of them that the whole prompt flips. An exchange cannot hand over more than the
+    prompt does, so its rate is a share of this ceiling.
+    """
+    own = [(sample.twin().answer, leaders) for sample, leaders in pairs if leaders[1] == sample.answer]
+    ceiling = np.array([leaders[0] == twin for twin, leaders in own], bool)
+    rows = [[name == twin for name in leaders[2:]] for twin, leaders in own if leaders[0] == twin]
+    return ceiling, np.array(rows, bool).reshape(len(rows), count)
+
+
 def at_step(
     pipe: WanImageToVideoPipeline, sample: Sample, run: Run, step: int, ways: Sequence[Exchange], rows: int = 64,
     **call: Any,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Clean estimates of one step of `run`, a recorded run of `sample`: (T, H, W, 3), (T, H, W, 3), (n, T, H, W, 3).
 
-    First of the donor, which is the same x_s under the twin's whole prompt: the ceiling, no exchange can hand over more.
+    First of the donor, the same x_s under the twin's whole prompt: the ceiling, no exchange can hand over more.
     Then of the run as it is, and under each of the exchanges, which take place at this step. For the rest see
     `between_twins`.
     """

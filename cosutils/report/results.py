@@ -29,6 +29,7 @@ __all__ = [
     "rate_of",
     "read_numbers",
     "record_numbers",
+    "stored_numbers",
     "text_table",
     "weights_digest",
 ]
@@ -163,6 +164,15 @@ def read_numbers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
         return {name: _entry(name, given) for name, given in record["numbers"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a record written by record_numbers") from error
+
+
+def stored_numbers(path: str | os.PathLike[str], **facts: Any) -> dict[str, dict[str, Any]]:
+    """`read_numbers` of a record whose provenance has these facts, such as model="cos-mini"; {} where there is none."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        return {}
+    given = read_json(path)["provenance"]
+    return read_numbers(path) if all(given.get(name) == fact for name, fact in facts.items()) else {}
 
 
 def check_numbers(
