@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny
-from cosutils.measures.carried import carried, recorded
+from cosutils.measures.carried import carried, erased, recorded
 from cosutils.measures.exchange import Exchange, at_step, between_seeds, between_twins, captured, flips, leading_twin
 from cosutils.measures.layers import pool
 from cosutils.mini import tasks, world
@@ -161,6 +161,17 @@ def test_flips_are_a_share_of_what_the_whole_prompt_flips():
     ceiling, flipped = flips(pairs, 2)
     assert ceiling.tolist() == [True, False, True] and flipped.tolist() == [[True, False], [False, True]]
     assert flips(pairs[1:2], 2)[1].shape == (0, 2)
+
+
+@pytest.mark.parametrize("task", ["reappear", "occlusion"])
+def test_an_erased_picture_does_not_tell_the_twins_apart(task):
+    sample = tasks.sample(task, 0, pixels=160)
+    picture = np.asarray(erased(sample))
+    assert picture.shape == (160, 160, 3) and np.array_equal(picture, erased(sample.twin()))
+    changed = (picture != np.asarray(sample.image)).any(-1)
+    assert 0 < changed.sum() <= 2 * 16 * 16  # one cell, or the two places of the ball
+    with pytest.raises(ValueError, match="the twins of tictactoe have the same picture"):
+        erased(tasks.tictactoe.sample(0))
 
 
 def test_a_state_carried_on_under_its_own_condition_ends_as_its_own_run(pipe):

@@ -28,7 +28,7 @@ TINY = {
     ),
     "04_information_flow": dict(tasks=["find_shape"], puzzles=2, steps=6, noised=[0, 1, 5], renoised=[1]),
     "05_working_memory": dict(
-        tasks=["occlusion"], puzzles=2, swap_puzzles=2, steps=3, swap_depths=[0.5], swap_until=[0.5]
+        tasks=["occlusion"], puzzles=2, carried_puzzles=2, swap_puzzles=2, steps=3, moments=[0, 2]
     ),
     "06_self_correction": dict(tasks=["find_shape"], puzzles=2, steps=3, first_seed=5),
     "07_perception_before_action": dict(tasks=["maze"], puzzles=2, steps=3, first_seed=5),

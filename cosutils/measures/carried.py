@@ -15,13 +15,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from diffusers import WanImageToVideoPipeline
+from PIL import Image
 
 from ..hooks.record import Run, record, resume
+from ..mini import world
 from ..mini.tasks import Sample
 from ..pipelines.loading import seeded, settings
 
-__all__ = ["carried", "recorded"]
+__all__ = ["carried", "erased", "recorded"]
 
 
 def recorded(pipe: WanImageToVideoPipeline, sample: Sample, seed: int = 0, **call: Any) -> Run:
@@ -50,6 +53,19 @@ def carried(
     with record(pipe, keep=("x0",)) as found:
         resume(pipe, state, step, **call)
     return found
+
+
+def erased(sample: Sample) -> Image.Image:
+    """The given picture without what tells it from its twin's: floor in the cells in which the two differ.
+
+    Of reappear the place of the ball, of occlusion the small object. ValueError where the twins share the picture.
+    """
+    first, other = sample.ids[0], sample.twin().ids[0]
+    if np.array_equal(first, other):
+        raise ValueError(f"the twins of {sample.task} have the same picture: it holds nothing to erase")
+    film = sample.ids.copy()
+    film[0] = np.where(first == other, first, world.TILE["floor"])
+    return replace(sample, films={sample.answer: film}).image
 
 
 def _stop(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
