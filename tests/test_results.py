@@ -144,6 +144,8 @@ def test_a_gap_of_rates_is_not_certain_where_nothing_was_seen():
     assert some["value"] == pytest.approx(0.45) and 0.25 < some["low"] < 0.45 < some["high"] < 0.65
     with pytest.raises(ValueError, match="same runs"):
         rate_gap([True], [True, False])
+    apart = rate_gap([True] * 20 + [False] * 20, [False] * 30, same=False)
+    assert apart["value"] == 0.5 and apart["n"] == 30
 
 
 def newcombe(first, second, n):
