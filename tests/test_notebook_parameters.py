@@ -21,7 +21,7 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 # {notebook: other and small parameters}: every notebook has its row
 TINY = {
     "01_setup": dict(tasks=["shelf", "maze"], puzzles=2, steps=2, first_seed=5),
-    "02_chain_of_steps": dict(tasks=["tictactoe"], puzzles=2, steps=3, first_seed=5),
+    "02_chain_of_steps": dict(tasks=["tictactoe"], masked_tasks=["tictactoe"], puzzles=2, steps=3, first_seed=5),
     "03_noise": dict(
         tasks=["find_shape"], puzzles=2, steps=3, noised=[0, 2], frames=[1], cell_puzzles=2, cell_steps=[1],
         example_step=1,

@@ -1,4 +1,4 @@
-"""Which frames does a frame's answer need? Self-attention blocked between latent frames (against Sec. 3.1's other reading).
+"""Which frames does a frame's answer need? Self-attention blocked between them (beside Sec. 3.1).
 
     >>> from cosutils.measures.frames import looking
     >>> with looking(pipe, "apart"):
@@ -12,26 +12,29 @@ model never saw such masks in training.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from diffusers import WanImageToVideoPipeline
 from torch import Tensor, nn
 
+from ..mini.tasks import Sample, Score
 from ..pipelines.check import experts
 from ..pipelines.families import family_of, only_wan
+from ..pipelines.loading import seeded, settings
+from .chain import leading
 
-__all__ = ["RULES", "looking", "visible"]
+__all__ = ["RULES", "looking", "under_rules", "visible"]
 
 RULES = ("earlier", "later", "apart")
 
 
 def visible(frames: int, rule: str) -> Tensor:
-    """May latent frame i look at frame j? (frames, frames) bool. Every frame sees itself and frame 0, the given picture.
+    """May latent frame i look at frame j? (frames, frames) bool. All see themselves and frame 0, the given picture.
 
-    rule: "earlier" frames are seen too, "later" ones are, or none ("apart"). Frame 0 sees itself alone, or it would hand
-    on what it saw. ValueError for another rule.
+    rule: "earlier" frames are seen too, "later" ones are, or none ("apart"). Frame 0 sees itself alone, or it would
+    hand on what it saw. ValueError for another rule.
     """
     if rule not in RULES:
         raise ValueError(f"no rule {rule!r}: allowed are {', '.join(map(repr, RULES))}")
@@ -70,3 +73,16 @@ def looking(pipe: WanImageToVideoPipeline, rule: str) -> Iterator[None]:
                 attention = block.get_submodule(family.parts["self_attention"])
                 stack.callback(attention.register_forward_pre_hook(attend).remove)
         yield
+
+
+def under_rules(
+    pipe: WanImageToVideoPipeline, sample: Sample, seed: int = 0, **call: Any
+) -> dict[str, tuple[Score, bool]]:  # fmt: skip
+    """Score of the final film and whether a right answer leads in it, under "all" (nothing blocked) and each rule."""
+    call = sample.inputs | settings(pipe) | call | dict(output_type="np")
+    found = {}
+    for rule in ("all", *RULES):
+        with nullcontext() if rule == "all" else looking(pipe, rule):
+            film = pipe(**call, generator=seeded(seed)).frames[0]
+        found[rule] = sample.score(film), leading(sample, film) in sample.films
+    return found
