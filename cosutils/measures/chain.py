@@ -99,7 +99,7 @@ def estimates(run: Run, steps: Iterable[int] | None = None) -> np.ndarray:
 def leading(sample: Sample, film: np.ndarray, least: float = 0.0) -> str | None:
     """The possible answer with the most evidence in the last frame of a film (T, H, W, 3), None where none is shown.
 
-    least: the share of an answer, 0 to 1, below which it is not shown. A film of nothing has shares of a percent or two.
+    least: the share of an answer, 0 to 1, below which it is not shown. A film of nothing has shares of a few percent.
     """
     shares = sample.candidates(film)
     return [*sample.options, None][leader(shares)] if max(shares.values()) >= least else None
