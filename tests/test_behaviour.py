@@ -11,6 +11,7 @@ from cosutils.measures.behaviour import (
     onset,
     onsets,
     right,
+    righting,
     solved,
     switches,
     turns,
@@ -51,6 +52,18 @@ def test_a_wrong_answer_is_confident_only_with_most_of_the_evidence():
     t = made([[0, 0, 0, 0, 0], [0.3, 0.4, 0.2, 0, 0], [0.1, 0.8, 0, 0, 0], [0.9, 0, 0, 0, 0]])
     assert confident(t).tolist() == [False, False, True, False]
     assert confident(t, share=0.4).tolist() == [False, True, True, False]
+
+
+def test_confidence_in_a_right_answer_is_told_apart_from_that_in_a_wrong_one():
+    t = made([[0.3, 0.4, 0.2, 0, 0], [0.1, 0.8, 0, 0, 0], [0.9, 0, 0, 0, 0]])
+    assert confident(t, of_right=True).tolist() == [False, False, True]
+
+
+def test_righting_and_spoiling_count_confident_runs_alone():
+    sure, wrong, torn = [0.9, 0, 0, 0, 0], [0.1, 0.8, 0, 0, 0], [0.3, 0.4, 0.2, 0, 0]
+    runs = [made([first, last]) for first, last in ((wrong, sure), (wrong, wrong), (torn, sure), (sure, torn))]
+    righted, spoilt = righting([*runs, made([sure, sure]), made([sure, sure])])
+    assert righted.tolist() == [True, False] and spoilt.tolist() == [True, False, False]
 
 
 def test_the_worst_step_is_the_one_with_the_lowest_rate():

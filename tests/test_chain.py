@@ -14,6 +14,7 @@ from cosutils.measures.chain import (
     commitments,
     decision,
     frame_lag,
+    leading,
     measures,
     settling,
     trace,
@@ -89,6 +90,14 @@ def test_deciding_is_told_from_drawing(pipe):
     assert (values["decision_gain"], values["gain"], values["drawing_gain"]) == (0, 1, 1)
     assert values["beyond_guess"] == pytest.approx(1 - 0.6) and values["chance"] == 0.2
     assert (values["cells_first"], values["cells_last"]) == (0, 1)
+
+
+def test_an_answer_leads_only_where_it_is_shown():
+    sample = tasks.reappear.sample(0)
+    blank, full = (world.draw(ids)[None] for ids in (sample.blank, sample.ids[-1]))
+    faint = 0.8 * blank + 0.2 * full
+    assert leading(sample, faint) == sample.answer == leading(sample, full, least=0.5)
+    assert leading(sample, faint, least=0.5) is None and leading(sample, blank) is None
 
 
 @pytest.mark.parametrize("read", [alive, commitments, settling, decision])

@@ -42,15 +42,15 @@ def first_estimate(pipe, x):
 
 @pytest.mark.parametrize("kind", ["a14b", "wan21"])
 @pytest.mark.parametrize(
-    ("direction", "unmoved"), [("apart", [0, 1]), ("forward", [0, 1]), ("backward", [])], ids=lambda one: str(one)
+    ("rule", "unmoved"), [("apart", [0, 1]), ("earlier", [0, 1]), ("later", [0])], ids=lambda one: str(one)
 )
-def test_what_changes_in_the_last_frame_reaches_only_the_frames_that_see_it(kind, direction, unmoved):
+def test_what_changes_in_the_last_frame_reaches_only_the_frames_that_see_it(kind, rule, unmoved):
     pipe = tiny.build(kind)
     with cos.record(pipe) as plain:
         pipe(**tiny.call(steps=2))
     moved = plain.x[0].clone()
     moved[:, :, 2] += 1  # of three latent frames
-    with between_frames(pipe, direction):
+    with between_frames(pipe, rule):
         one, other = first_estimate(pipe, plain.x[0]), first_estimate(pipe, moved)
     changed = [bool((one - other)[:, :, frame].abs().max() > 1e-5) for frame in range(3)]
     assert [frame for frame in range(3) if not changed[frame]] == unmoved
@@ -127,7 +127,7 @@ def test_a_solver_with_a_memory_cannot_begin_in_the_truth():
 
 
 def test_conditions_are_read():
-    assert treatment("frames_forward steps 0-2", 4, 5, 0) == Narrowed("forward", (0, 1, 2))
+    assert treatment("frames_earlier steps 0-2", 4, 5, 0) == Narrowed("earlier", (0, 1, 2))
     assert treatment("prompt_from 3", 4, 5, 0) == Exchanged("no prompt", 3, before=True)
     assert treatment("truth 0", 4, 5, 7) == Truth(0, 7)
 
@@ -138,7 +138,7 @@ def test_conditions_are_read():
         ({"condition": "prompt_until 0"}, "an exchange at step 0 leaves nothing of the one side, choose 1 or more"),
         ({"condition": "prompt_until 4"}, "a run of 4 steps has steps 0..3"),
         ({"condition": "frames_apart steps 2-4"}, "step 4 does not exist in a run of 4 steps (0..3)"),
-        ({"condition": "frames_sideways steps 2"}, "'frames_backward steps S'"),
+        ({"condition": "frames_sideways steps 2"}, "'frames_later steps S'"),
         ({"condition": "truth 2", "measures": ["commitment"]}, "begins at step 2: no estimate of a step before is"),
         ({"condition": "truth 2", "keep": "steps 1,3"}, "begins at step 2: no estimate of a step before is there"),
         ({"condition": "prompt_switch 2", "task": "reappear"}, "needs a puzzle whose twin has another prompt"),

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import tiny
-from cosutils.measures.exchange import Exchange, between_seeds, between_twins, captured, leading_twin
+from cosutils.measures.carried import carried, erased, recorded
+from cosutils.measures.exchange import Exchange, at_step, between_seeds, between_twins, captured, flips, leading_twin
 from cosutils.measures.layers import pool
 from cosutils.mini import tasks, world
 from cosutils.mini.model import build_pipeline, build_transformer
@@ -87,7 +88,7 @@ def test_an_exchange_takes_place_at_its_layer_and_from_donor_to_recipient(pipe, 
 
 def test_the_donor_of_a_captured_exchange_is_the_other_puzzle(pipe):
     sample, donor = tasks.find_shape.sample(0), tasks.maze.sample(1)
-    film = captured(pipe, sample, donor, Exchange(1, "state"), seed=2, **CALL)
+    film = captured(pipe, sample, donor, Exchange(1, "state"), seed=2, **CALL)[-1]
     call = settings(pipe) | CALL | dict(output_type="np")  # the whole last state at every step is all of a velocity
     assert np.allclose(film, pipe(**donor.inputs | call, generator=seeded(2)).frames[0], atol=1e-5)
 
@@ -128,8 +129,58 @@ def test_an_exchange_ends_after_its_steps(pipe):
 
 def test_own_states_change_nothing(pipe):
     sample = tasks.find_shape.sample(2)
-    film = captured(pipe, sample, sample, Exchange(1, "delta", first=1), **CALL)
-    assert np.array_equal(film, alone(pipe, sample, sample.prompt))
+    films = captured(pipe, sample, sample, Exchange(1, "delta", first=1), **CALL)
+    assert np.array_equal(films, recorded(pipe, sample, **CALL).decode()[:, 0].numpy())
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_at_its_step_an_exchange_is_read_before_a_later_step_can_overrule_it(pipe, step):
+    sample = tasks.find_shape.sample(0)
+    run = recorded(pipe, sample, seed=3, **CALL)
+    ways = [Exchange(1, "state"), Exchange(range(2), "text"), Exchange(0, "text"), Exchange(0, "delta")]
+    ceiling, own, films = at_step(pipe, sample, run, step, ways)
+    assert np.allclose(own, run.decode([step])[0, 0].numpy(), atol=1e-5)
+    switched = carried(pipe, run, step, sample, prompt=sample.twin().prompt)
+    assert sorted(switched.x0) == [*range(step, 2)]
+    assert np.allclose(ceiling, switched.decode([step])[0, 0].numpy(), atol=1e-5)
+    # the last block's whole state is the donor's velocity, and a prompt comes in through cross-attention alone
+    assert np.allclose(films[:2], ceiling, atol=1e-5) and not np.allclose(ceiling, own, atol=1e-3)
+    assert all(not np.allclose(film, end, atol=1e-4) for film in films[2:] for end in (own, ceiling))
+    assert np.allclose(at_step(pipe, sample, run, step, ways, rows=3)[2], films, atol=1e-5)
+
+
+def test_flips_are_a_share_of_what_the_whole_prompt_flips():
+    sample = tasks.find_shape.sample(0)
+    own, twin = sample.answer, sample.twin().answer
+    pairs = [
+        (sample, [twin, own, twin, own]),
+        (sample, [own, own, twin, twin]),  # the prompt itself does not flip it
+        (sample, [twin, None, twin, twin]),  # nothing to flip
+        (sample, [twin, own, None, twin]),
+    ]
+    ceiling, flipped = flips(pairs, 2)
+    assert ceiling.tolist() == [True, False, True] and flipped.tolist() == [[True, False], [False, True]]
+    assert flips(pairs[1:2], 2)[1].shape == (0, 2)
+
+
+@pytest.mark.parametrize("task", ["reappear", "occlusion"])
+def test_an_erased_picture_does_not_tell_the_twins_apart(task):
+    sample = tasks.sample(task, 0, pixels=160)
+    picture = np.asarray(erased(sample))
+    assert picture.shape == (160, 160, 3) and np.array_equal(picture, erased(sample.twin()))
+    changed = (picture != np.asarray(sample.image)).any(-1)
+    assert 0 < changed.sum() <= 2 * 16 * 16  # one cell, or the two places of the ball
+    with pytest.raises(ValueError, match="the twins of tictactoe have the same picture"):
+        erased(tasks.tictactoe.sample(0))
+
+
+def test_a_state_carried_on_under_its_own_condition_ends_as_its_own_run(pipe):
+    sample = tasks.reappear.sample(0)
+    run = recorded(pipe, sample, seed=3, **CALL)
+    same, other = (carried(pipe, run, 1, one).x0[1] for one in (sample, sample.twin()))
+    assert torch.equal(same, run.x0[1]) and not torch.allclose(other, run.x0[1], atol=1e-3)
+    with pytest.raises(KeyError, match="no step 2"):
+        carried(pipe, run, 2, sample)
 
 
 def test_what_cannot_be_exchanged_is_refused(pipe):
@@ -139,3 +190,5 @@ def test_what_cannot_be_exchanged_is_refused(pipe):
         Exchange(1, first=0)
     with pytest.raises(ValueError, match="different pictures"):
         between_twins(pipe, tasks.maze.sample(0), [Exchange(1)], **CALL)
+    with pytest.raises(ValueError, match="different pictures"):
+        at_step(pipe, tasks.maze.sample(0), None, 0, [Exchange(1)])

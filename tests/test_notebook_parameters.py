@@ -21,19 +21,21 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 # {notebook: other and small parameters}: every notebook has its row
 TINY = {
     "01_setup": dict(tasks=["shelf", "maze"], puzzles=2, steps=2, first_seed=5),
-    "02_chain_of_steps": dict(tasks=["tictactoe"], puzzles=2, steps=3, first_seed=5),
+    "02_chain_of_steps": dict(tasks=["tictactoe"], masked_tasks=["tictactoe"], puzzles=2, steps=3, first_seed=5),
     "03_noise": dict(
         tasks=["find_shape"], puzzles=2, steps=3, noised=[0, 2], frames=[1], cell_puzzles=2, cell_steps=[1],
         example_step=1,
     ),
     "04_information_flow": dict(tasks=["find_shape"], puzzles=2, steps=6, noised=[0, 1, 5], renoised=[1]),
     "05_working_memory": dict(
-        tasks=["occlusion"], puzzles=2, swap_puzzles=2, steps=3, swap_depths=[0.5], swap_until=[0.5]
+        tasks=["occlusion"], puzzles=2, carried_puzzles=2, swap_puzzles=2, steps=3, moments=[0, 2]
     ),
     "06_self_correction": dict(tasks=["find_shape"], puzzles=2, steps=3, first_seed=5),
     "07_perception_before_action": dict(tasks=["maze"], puzzles=2, steps=3, first_seed=5),
     "08_layers": dict(tasks=["find_shape"], puzzles=2, fit_puzzles=4, steps=2, probed=[0, 1]),
-    "09_latent_swapping": dict(tasks=["find_shape"], puzzles=2, choice_puzzles=1, steps=2, first_seed=5),
+    "09_latent_swapping": dict(
+        tasks=["find_shape"], puzzles=2, choice_puzzles=1, steps=2, map_steps=[0, 1], handed=[1], first_seed=5
+    ),
     "10_frames_and_distillation": dict(
         tasks=["find_shape"], puzzles=2, size=2, frame_counts=[5, 17], frame_steps=2, step_counts=[1, 2], steps=3
     ),

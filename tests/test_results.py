@@ -17,6 +17,7 @@ from cosutils.report.results import (
     rate_gap,
     rate_of,
     record_numbers,
+    stored_numbers,
     text_table,
 )
 
@@ -143,6 +144,8 @@ def test_a_gap_of_rates_is_not_certain_where_nothing_was_seen():
     assert some["value"] == pytest.approx(0.45) and 0.25 < some["low"] < 0.45 < some["high"] < 0.65
     with pytest.raises(ValueError, match="same runs"):
         rate_gap([True], [True, False])
+    apart = rate_gap([True] * 20 + [False] * 20, [False] * 30, same=False)
+    assert apart["value"] == 0.5 and apart["n"] == 30
 
 
 def newcombe(first, second, n):
@@ -195,6 +198,12 @@ def test_only_runs_with_the_same_parameters_are_compared(tmp_path):
     assert "solved: 0.5, expected 0.9" in compare(write("b", 0.5, 20), stored)
     assert "not compared" in compare(write("b", 0.5, 10), stored)
     assert compare(stored, tmp_path / "none.json") == "no numbers are stored for this page"
+
+
+def test_stored_numbers_are_those_of_the_same_model_or_none(tmp_path):
+    path = record_numbers(tmp_path, "a", GOOD, dict(model="cos-mini", steps=4))
+    assert stored_numbers(path, model="cos-mini") == stored_numbers(path) == GOOD
+    assert stored_numbers(path, model="cos-mini-two") == stored_numbers(tmp_path / "b.json", model="cos-mini") == {}
 
 
 def test_live_numbers_stand_beside_the_full_run(tmp_path):

@@ -167,7 +167,7 @@ def test_the_new_conditions_run_as_the_studies_write_them(small, place, capsys):
     for name, few in (
         ("state", ["truth 1", "renoise 1"]),
         ("withdrawal", ["prompt_until 1", "picture_until 1", "prompt_from 1"]),
-        ("frames", ["frames_apart steps 0-1", "frames_forward steps 1"]),
+        ("frames", ["frames_apart steps 0-1", "frames_earlier steps 1"]),
     ):
         given = yaml.safe_load((ROOT / "data" / "studies" / f"{name}.yaml").read_text())["grid"]["condition"]
         assert {form.split()[0] for form in few} <= {form.split()[0] for form in given}

@@ -12,7 +12,7 @@ hidden states are exchanged (the token grid's first axis).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..pipelines.loading import seeded, settings
 from .chain import Trace, leading, trace
 
 __all__ = [
-    "Onsets", "confident", "frame_lag", "onset", "onsets", "right", "solved", "switches", "turns",
+    "Onsets", "confident", "frame_lag", "onset", "onsets", "right", "righting", "solved", "switches", "turns",
     "twin_run", "unseen", "winner", "worst",
 ]  # fmt: skip
 
@@ -44,14 +44,14 @@ def solved(trace: Trace) -> np.ndarray:
     return np.array([score.solved for score in trace.scores])
 
 
-def confident(trace: Trace, share: float = 0.5) -> np.ndarray:
-    """Is a *wrong* candidate held with more than `share` of the evidence? (S,) bool.
+def confident(trace: Trace, share: float = 0.5, of_right: bool = False) -> np.ndarray:
+    """Is a *wrong* (or right) candidate held with more than `share` of the evidence? (S,) bool.
 
     The control of self-correction: a wrong leader that is hardly ahead is indecision, not an error.
     """
-    wrong = [name not in trace.sample.films for name in trace.names]
+    chosen = [(name in trace.sample.films) == of_right for name in trace.names]
     total = trace.evidence.sum(1)
-    return trace.evidence[:, wrong].max(1, initial=0) > share * np.where(total > 0, total, np.inf)
+    return trace.evidence[:, chosen].max(1, initial=0) > share * np.where(total > 0, total, np.inf)
 
 
 # ---------------------------------------------------------------- working memory (Sec. 4.1)
@@ -113,6 +113,16 @@ def turns(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows = np.asarray(rows, bool)
     before = np.concatenate([rows[:, :1], rows[:, :-1]], 1)
     return rows & ~before, before & ~rows
+
+
+def righting(traces: Sequence[Trace], share: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Of runs `confident` of a wrong answer at first: right at the end? Of a right one: wrong? (n,) and (m,) bool.
+
+    A chain that only wanders between answers does both: what it rights, it spoils elsewhere.
+    """
+    righted = [right(t)[-1] for t in traces if confident(t, share)[0]]
+    spoilt = [not right(t)[-1] for t in traces if confident(t, share, of_right=True)[0]]
+    return np.array(righted, bool), np.array(spoilt, bool)
 
 
 def switches(trace: Trace) -> np.ndarray:

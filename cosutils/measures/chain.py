@@ -96,9 +96,13 @@ def estimates(run: Run, steps: Iterable[int] | None = None) -> np.ndarray:
     return np.concatenate([world.reduced(run.decode(part)[:, 0].numpy()) for part in parts])
 
 
-def leading(sample: Sample, film: np.ndarray) -> str | None:
-    """The possible answer with the most evidence in the last frame of a film (T, H, W, 3), None where none is shown."""
-    return [*sample.options, None][leader(sample.candidates(film))]
+def leading(sample: Sample, film: np.ndarray, least: float = 0.0) -> str | None:
+    """The possible answer with the most evidence in the last frame of a film (T, H, W, 3), None where none is shown.
+
+    least: the share of an answer, 0 to 1, below which it is not shown. A film of nothing has shares of a few percent.
+    """
+    shares = sample.candidates(film)
+    return [*sample.options, None][leader(shares)] if max(shares.values()) >= least else None
 
 
 def alive(traces: Sequence[Trace]) -> np.ndarray:

@@ -1,12 +1,16 @@
-"""Exchange hidden tokens of one block between twins: does the other answer win? (paper Sec. 5.2, Fig. 6b)
+"""Exchange hidden tokens of blocks between twins: does the other answer win? (paper Sec. 5.2, Fig. 6b)
 
-    >>> from cosutils.measures.exchange import Exchange, between_twins, leading_twin
-    >>> sample, ways = cos.tasks.find_shape.sample(7), [Exchange(layer, "delta", first=1) for layer in range(2)]
-    >>> donor, own, films = between_twins(pipe, sample, ways, num_inference_steps=4)
-    >>> flipped = [leading_twin(sample, film) == sample.twin().answer for film in films]
+    >>> from cosutils.measures.carried import recorded
+    >>> from cosutils.measures.exchange import Exchange, at_step, flips, leading_twin
+    >>> sample, ways = cos.tasks.find_shape.sample(7), [Exchange(layer) for layer in range(2)]
+    >>> run = recorded(pipe, sample, num_inference_steps=4)
+    >>> donor, own, films = at_step(pipe, sample, run, 0, ways)
+    >>> leaders = [leading_twin(sample, film) for film in (donor, own, *films)]
+    >>> ceiling, flipped = flips([(sample, leaders)], len(ways))
 
 The twins share the picture and the noise and differ in the prompt, so all runs go in one batch: row 0 is the donor,
-row 1 the recipient as it is, every further row a recipient with one exchange.
+row 1 the recipient as it is, every further row a recipient with one exchange. `at_step` reads the answer at the step of
+the exchange, `between_twins` at the end, when later steps have read the recipient's own prompt again.
 """
 
 from __future__ import annotations
@@ -22,38 +26,46 @@ from diffusers import WanImageToVideoPipeline
 
 from .._check import whole
 from ..hooks.capture import Capture, capture
+from ..hooks.record import Run
 from ..hooks.reductions import Grid, raw
 from ..hooks.swap import swap
 from ..metrics import leader
 from ..mini import world
 from ..mini.tasks import Sample
 from ..pipelines.loading import seeded, settings
+from .carried import carried, recorded
+from .chain import estimates
 from .layers import pool
 
-__all__ = ["Exchange", "between_seeds", "between_twins", "captured", "leading_twin"]
+__all__ = ["Exchange", "at_step", "between_seeds", "between_twins", "captured", "flips", "leading_twin"]
+
+MODES = ("delta", "state", "region", "text")
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What one run takes over from its donor, at the output of block `layer`.
+    """What one run takes over from its donor, at block `layer`, or at each of several.
 
     mode: "delta" the block's update, "state" its whole output, "region" the whole output of the tokens in which the two
-    answers differ, in the latent frames after the first. first: at how many first steps (None: at all).
+    answers differ, in the latent frames after the first, "text" what its cross-attention brings in of the prompt.
+    first: at how many first steps (None: at all).
     """
 
-    layer: int
+    layer: int | range
     mode: str = "delta"
     first: int | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in ("delta", "state", "region"):
-            raise ValueError(f"no mode {self.mode!r}: allowed are 'delta', 'state' and 'region'")
+        if self.mode not in MODES:
+            raise ValueError(f"no mode {self.mode!r}: allowed are {', '.join(map(repr, MODES))}")
         if self.first is not None:
             whole(self.first, "first, the number of steps of an exchange,", least=1)
 
     def open(self, pipe: WanImageToVideoPipeline, sample: Sample, donor: Capture | dict[int, int]) -> Any:
         """The `swap` context of this exchange."""
         steps = None if self.first is None else range(self.first)
+        if self.mode == "text":
+            return swap(pipe, self.layer, donor, steps=steps, part="cross_attention")
         if self.mode != "region":
             return swap(pipe, self.layer, donor, self.mode, steps=steps)
         differ = (sample.options[sample.answer] != sample.blank) | (sample.twin().ids[-1] != sample.twin().blank)
@@ -73,6 +85,40 @@ def leading_twin(sample: Sample, film: np.ndarray) -> str | None:
     return [*shares, None][leader(shares)]
 
 
+def flips(pairs: Sequence[tuple[Sample, Sequence[str | None]]], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Does the twin's whole prompt flip the answer, (p,) bool, and where it does, each exchange, (q, count) bool?
+
+    pairs: a puzzle and the leaders of donor, own and every exchange, from `at_step`. p: pairs in which the own answer
+    leads without an exchange; q: those of them that the whole prompt flips. An exchange cannot hand over more than the
+    prompt does, so its rate is a share of this ceiling.
+    """
+    own = [(sample.twin().answer, leaders) for sample, leaders in pairs if leaders[1] == sample.answer]
+    ceiling = np.array([leaders[0] == twin for twin, leaders in own], bool)
+    rows = [[name == twin for name in leaders[2:]] for twin, leaders in own if leaders[0] == twin]
+    return ceiling, np.array(rows, bool).reshape(len(rows), count)
+
+
+def at_step(
+    pipe: WanImageToVideoPipeline, sample: Sample, run: Run, step: int, ways: Sequence[Exchange], rows: int = 64,
+    **call: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Clean estimates of one step of `run`, a recorded run of `sample`: (T, H, W, 3), (T, H, W, 3), (n, T, H, W, 3).
+
+    First of the donor, the same x_s under the twin's whole prompt: the ceiling, no exchange can hand over more.
+    Then of the run as it is, and under each of the exchanges, which take place at this step. For the rest see
+    `between_twins`.
+    """
+    _same_picture(sample)
+    found = []
+    for part in _parts(ways, rows):
+        with _opened(pipe, sample, part):
+            prompts = [sample.twin().prompt] + [sample.prompt] * (1 + len(part))
+            one = carried(pipe, run, step, sample, once=True, prompt=prompts, **call)
+        films = world.reduced(one.decode([step])[0].numpy())
+        found.append(films[2:])
+    return films[0], films[1], np.concatenate(found)
+
+
 def between_twins(
     pipe: WanImageToVideoPipeline,
     sample: Sample,
@@ -87,8 +133,7 @@ def between_twins(
     larger. rows: at most so many exchanges in one batch, which has two rows more. ValueError where the twins'
     pictures differ: a batch has one picture.
     """
-    if not np.array_equal(sample.ids[0], sample.twin().ids[0]):
-        raise ValueError(f"the twins of {sample.task} have different pictures; an exchange in one batch needs the same")
+    _same_picture(sample)
     return _exchanged(pipe, sample, sample.twin().prompt, (seed, seed), ways, rows, call)
 
 
@@ -100,16 +145,30 @@ def between_seeds(
     return _exchanged(pipe, sample, sample.prompt, seeds, ways, rows, call)
 
 
+def _same_picture(sample: Sample) -> None:
+    if not np.array_equal(sample.ids[0], sample.twin().ids[0]):
+        raise ValueError(f"the twins of {sample.task} have different pictures; an exchange in one batch needs the same")
+
+
+def _parts(ways: Sequence[Exchange], rows: int) -> list[Sequence[Exchange]]:
+    return [ways[start : start + rows] for start in range(0, max(len(ways), 1), rows)]
+
+
+def _opened(pipe: WanImageToVideoPipeline, sample: Sample, ways: Sequence[Exchange]) -> ExitStack:
+    """The exchanges of one batch, the first of them in row 2, with row 0 as donor."""
+    with ExitStack() as stack:
+        for row, way in enumerate(ways, 2):
+            stack.enter_context(way.open(pipe, sample, {row: 0}))
+        return stack.pop_all()
+
+
 def _exchanged(pipe, sample, prompt, seeds, ways, rows, call):
     call = sample.inputs | settings(pipe) | call | dict(output_type="np")
     found = []
-    for start in range(0, max(len(ways), 1), rows):
-        part = ways[start : start + rows]
+    for part in _parts(ways, rows):
         noise = [seeds[0]] + [seeds[1]] * (1 + len(part))
-        with ExitStack() as stack:
-            for row, way in enumerate(part, 2):
-                stack.enter_context(way.open(pipe, sample, {row: 0}))
-            prompts = [prompt] + [sample.prompt] * (1 + len(part))
+        prompts = [prompt] + [sample.prompt] * (1 + len(part))
+        with _opened(pipe, sample, part):
             films = world.reduced(pipe(**call | dict(prompt=prompts), generator=seeded(noise)).frames)
         found.append(films[2:])
     return films[0], films[1], np.concatenate(found)
@@ -118,13 +177,12 @@ def _exchanged(pipe, sample, prompt, seeds, ways, rows, call):
 def captured(
     pipe: WanImageToVideoPipeline, sample: Sample, donor: Sample, way: Exchange, seed: int = 0, **call: Any
 ) -> np.ndarray:
-    """Film (T, H, W, 3) of `sample` under an exchange with any puzzle on the same grid, which runs first.
+    """Clean estimates (S, T, H, W, 3) of `sample` under an exchange with any puzzle on the same grid, which runs first.
 
-    With `sample` as its own donor nothing changes, bit by bit.
+    With `sample` as its own donor nothing changes, bit by bit. Not for the mode "text".
     """
-    call = settings(pipe) | call
     steps = None if way.first is None else range(way.first)
     with capture(pipe, way.layer, steps, raw, inputs=True) as states:
-        pipe(**donor.inputs | call, generator=seeded(seed), output_type="latent")
+        recorded(pipe, donor, seed, **call)
     with way.open(pipe, sample, states):
-        return pipe(**sample.inputs | call, generator=seeded(seed), output_type="np").frames[0]
+        return estimates(recorded(pipe, sample, seed, **call))

@@ -1,16 +1,17 @@
-"""Take away what latent frames tell each other: attention within a frame alone, or in one direction of time.
+"""Which frames does a frame's answer need? Self-attention blocked between latent frames (beside Sec. 3.1).
 
->>> with between_frames(pipe, "forward", steps=range(2)):  # no frame sees a later one
+>>> with between_frames(pipe, "earlier", steps=range(2)):  # no frame sees a later one
 ...     film = pipe(**call).frames
 
-Chain-of-Steps says that all frames are worked out at once (paper, Sec. 3.1). If so, an answer that is worked out must
-suffer where they cannot exchange it; if it does not, the frames had no need of each other.
+If a model reasoned from frame to frame, the answer of the last frame would come from the frames before it. A film whose
+frames cannot see each other and which is right all the same refutes that. A film that is wrong then refutes less: the
+model never saw such masks in training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,12 +21,31 @@ from torch import Tensor, nn
 from ..hooks._blocks import check_steps
 from ..hooks._call import Hub, Tap, tapped
 from ..hooks._shards import refuse_shards
+from ..mini.tasks import Sample, Score
 from ..pipelines.check import experts
 from ..pipelines.families import only_wan
+from ..pipelines.loading import seeded, settings
+from .chain import leading
 
-__all__ = ["DIRECTIONS", "between_frames"]
+__all__ = ["RULES", "between_frames", "under_rules", "visible"]
 
-DIRECTIONS = ("apart", "forward", "backward")
+RULES = ("earlier", "later", "apart")
+
+
+def visible(frames: int, rule: str) -> Tensor:
+    """May latent frame i look at frame j? (frames, frames) bool. All see themselves and frame 0, the given picture.
+
+    rule: "earlier" frames are seen too, "later" ones are, or none ("apart"). Frame 0 sees itself alone, or it would
+    hand on what it saw. ValueError for another rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"no rule {rule!r}: allowed are {', '.join(map(repr, RULES))}")
+    place = torch.arange(frames)
+    seen = place[:, None] == place
+    if rule != "apart":
+        seen |= place[:, None] > place if rule == "earlier" else place[:, None] < place
+    seen[:, 0], seen[0] = True, place == 0
+    return seen
 
 
 class _Clock(Tap):
@@ -33,8 +53,8 @@ class _Clock(Tap):
 
     hooks = True
 
-    def __init__(self, direction: str, steps: frozenset[int] | None) -> None:
-        self.direction, self.steps = direction, steps
+    def __init__(self, rule: str, steps: frozenset[int] | None) -> None:
+        self.rule, self.steps = rule, steps
         self.at, self.reached = 0, False
 
     def start(self, hub: Hub) -> None:
@@ -43,9 +63,8 @@ class _Clock(Tap):
             if not 0 <= step < hub.steps:
                 raise ValueError(f"no step {step} in this call: it has steps 0..{hub.steps - 1}")
         frames, rows, columns = (n // p for n, p in zip(hub.size, hub.family.patch(hub.pipe), strict=True))
-        frame = torch.arange(frames).repeat_interleave(rows * columns)  # of each token
-        query, key = frame[:, None], frame[None]
-        self.mask = {"apart": query == key, "forward": query >= key, "backward": query <= key}[self.direction]
+        tokens = rows * columns
+        self.mask = visible(frames, self.rule).repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
         self.at = hub.first
 
     def step(self, hub: Hub, step: int, x: Tensor | None, v: Tensor | None, x0: Tensor | None) -> None:
@@ -61,19 +80,17 @@ class _Clock(Tap):
 
 
 @contextmanager
-def between_frames(pipe: DiffusionPipeline, direction: str, steps: Iterable[int] | int | None = None) -> Iterator[None]:
+def between_frames(pipe: DiffusionPipeline, rule: str, steps: Iterable[int] | int | None = None) -> Iterator[None]:
     """Narrow self-attention in all blocks and both branches of the calls inside, at `steps` (None is all).
 
-    direction: "apart", tokens see those of their own latent frame alone; "forward", also those of earlier frames, so
-    that nothing a later frame holds reaches an earlier one; "backward", of later frames. Everything but attention,
-    the prompt and the condition's channels with the picture, is left. A mask of N x N tokens keeps the fastest kernels
-    from being used. ValueError for another direction or a step that the call has not; TypeError for other pipelines
-    than Wan's; RuntimeError at the end where no chosen step was reached.
+    rule: which other frames a latent frame sees, see `visible`: "earlier" ones, "later" ones or none ("apart"), always
+    beside itself and the given frame. Everything but attention, the prompt and the condition's channels with the picture,
+    is left. A mask of N x N tokens keeps the fastest kernels from being used. ValueError for another rule or a step that
+    the call has not; TypeError for other pipelines than Wan's; RuntimeError at the end where no chosen step was reached.
     """
     only_wan(pipe, "between_frames")
-    if direction not in DIRECTIONS:
-        raise ValueError(f"no direction {direction!r}: allowed are {', '.join(map(repr, DIRECTIONS))}")
-    clock = _Clock(direction, check_steps(steps))
+    visible(1, rule)
+    clock = _Clock(rule, check_steps(steps))
 
     def narrow(attention: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         states, given, mask, *rest = arguments  # as WanTransformerBlock passes them
@@ -87,3 +104,16 @@ def between_frames(pipe: DiffusionPipeline, direction: str, steps: Iterable[int]
         yield
     if not clock.reached:
         raise RuntimeError("between_frames changed nothing: no chosen step was reached")
+
+
+def under_rules(
+    pipe: WanImageToVideoPipeline, sample: Sample, seed: int = 0, **call: Any
+) -> dict[str, tuple[Score, bool]]:
+    """Score of the final film and whether a right answer leads in it, under "all" (nothing blocked) and each rule."""
+    call = sample.inputs | settings(pipe) | call | dict(output_type="np")
+    found = {}
+    for rule in ("all", *RULES):
+        with nullcontext() if rule == "all" else between_frames(pipe, rule):
+            film = pipe(**call, generator=seeded(seed)).frames[0]
+        found[rule] = sample.score(film), leading(sample, film) in sample.films
+    return found

@@ -30,6 +30,7 @@ __all__ = [
     "rate_of",
     "read_numbers",
     "record_numbers",
+    "stored_numbers",
     "text_table",
     "weights_digest",
 ]
@@ -95,19 +96,25 @@ def rate_of(rows: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
     return dict(value=value, low=low, high=high, n=len(rows), tolerance=max(0.02, (high - low) / 2))
 
 
-def rate_gap(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> dict[str, float | int]:
+def rate_gap(
+    first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray, same: bool = True
+) -> dict[str, float | int]:  # fmt: skip
     """Difference of two rates over the same runs, both (n,) bool, in the form of `rate_of`.
+
+    same: False where they are of different runs, (n,) and (m,); n is the smaller number then.
 
     Interval from the two Wilson intervals (Newcombe 1998, Stat. Med. 17:873, without the term for their
     correlation): two events that were never seen do not make a difference of certainly zero.
     """
-    if len(first) != len(second):
+    if same and len(first) != len(second):
         raise ValueError(f"both rates are of the same runs, got {len(first)} and {len(second)}")
     a, b = rate_of(first), rate_of(second)
     value = a["value"] - b["value"]
     low = value - np.hypot(a["value"] - a["low"], b["high"] - b["value"])
     high = value + np.hypot(a["high"] - a["value"], b["value"] - b["low"])
-    return dict(value=value, low=float(low), high=float(high), n=a["n"], tolerance=max(0.02, float(high - low) / 2))
+    return dict(
+        value=value, low=float(low), high=float(high), n=min(a["n"], b["n"]), tolerance=max(0.02, float(high - low) / 2)
+    )
 
 
 def interval_text(number: Mapping[str, Any], digits: int = 2) -> str:
@@ -164,6 +171,15 @@ def read_numbers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
         return {name: _entry(name, given) for name, given in record["numbers"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a record written by record_numbers") from error
+
+
+def stored_numbers(path: str | os.PathLike[str], **facts: Any) -> dict[str, dict[str, Any]]:
+    """`read_numbers` of a record whose provenance has these facts, such as model="cos-mini"; {} where there is none."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        return {}
+    given = read_json(path)["provenance"]
+    return read_numbers(path) if all(given.get(name) == fact for name, fact in facts.items()) else {}
 
 
 def check_numbers(

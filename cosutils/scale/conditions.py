@@ -12,7 +12,7 @@
     prompt_switch 12                                 the twin's prompt before step 12, of puzzles whose twin has another
     picture_until 12                                 a grey picture stands for the given one from step 12 on
     frames_apart steps 0-9                           no attention between latent frames there, see `measures.frames`
-    frames_forward steps 0-9, frames_backward steps 0-9    none to later ones, none to earlier ones
+    frames_earlier steps 0-9, frames_later steps 0-9    none to later ones, none to earlier ones
 
 Layers and steps are numbers and ranges such as 0,4-6. Member k of an ensemble starts like a plain run of
 noise_seed + k; the film of the first one is kept.
@@ -35,7 +35,7 @@ from PIL import Image
 from ..hooks.ensemble import ensemble, head, merge_then_single
 from ..hooks.inject import Edit, from_noise, inject, noise_at_frame, noise_at_step, renoise
 from ..hooks.record import Run, Series, record, resume
-from ..measures.frames import DIRECTIONS, between_frames
+from ..measures.frames import RULES, between_frames
 from ..pipelines.families import family_of
 from ..pipelines.loading import seeded
 
@@ -72,9 +72,9 @@ class Truth:
 
 @dataclass(frozen=True)
 class Narrowed:
-    """`between_frames` in this direction at `steps`."""
+    """`between_frames` by this rule at `steps`."""
 
-    direction: str
+    rule: str
     steps: tuple[int, ...]
 
 
@@ -91,7 +91,7 @@ CONDITIONS: dict[str, Callable[[int, int], Treatment] | None] = {  # "<name> K" 
     "picture_until": lambda step, seed: Exchanged("grey", step, before=False),
 }
 MERGED = re.compile(r"(ensemble|merge_then_single) (\d+) layers (\d[\d,-]*) steps (\d[\d,-]*)")
-NARROWED = re.compile(rf"frames_({'|'.join(DIRECTIONS)}) steps (\d[\d,-]*)")
+NARROWED = re.compile(rf"frames_({'|'.join(RULES)}) steps (\d[\d,-]*)")
 
 
 def treatment(condition: str, steps: int, latent_frames: int, seed: int) -> Treatment | None:
@@ -120,7 +120,7 @@ def treatment(condition: str, steps: int, latent_frames: int, seed: int) -> Trea
         raise ValueError(
             f"unknown condition {condition!r}; allowed are {forms} with a whole number K, and "
             "'ensemble K layers L steps S', 'merge_then_single K layers L steps S', 'frames_apart steps S', "
-            "'frames_forward steps S', 'frames_backward steps S' with L and S such as 20-29 or 0,2"
+            "'frames_earlier steps S', 'frames_later steps S' with L and S such as 20-29 or 0,2"
         )
     make = CONDITIONS[name]
     if make is None:
@@ -193,7 +193,7 @@ def films(
         if isinstance(what, Truth):
             return resume(pipe, _noisy_truth(pipe, what, call, sample), what.step, **call).frames, run
         if isinstance(what, Narrowed):
-            with between_frames(pipe, what.direction, what.steps):
+            with between_frames(pipe, what.rule, what.steps):
                 return pipe(**call).frames, run
         if _begins_in_noise(what, estimates):
             return from_noise(pipe, what, **call).frames, run
