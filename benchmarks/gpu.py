@@ -292,7 +292,7 @@ class Bench:
             name = str(dtype).removeprefix("torch.")
             one = smoke.shipped("cos-mini-two", self.device, dtype)
             found = {}
-            for which, subject in (("one expert", one), ("two experts", self._two_experts(dtype))):
+            for which, subject in (("one expert", one), ("two experts", self.two_experts(dtype))):
                 found |= {f"{what}, {which}": result for what, result in smoke.checks(subject)}
             plain = one.run()
 
@@ -308,7 +308,7 @@ class Bench:
             numbers[f"distance_from_cpu_{name}"] = {"value": far}
         return numbers
 
-    def _two_experts(self, dtype: torch.dtype) -> smoke.Subject:
+    def two_experts(self, dtype: torch.dtype) -> smoke.Subject:
         """A tiny pipeline of the large one's form, with random weights."""
         size = SIZES["tiny"]
         pipe = build(size, self.device, dtype)

@@ -70,7 +70,7 @@ def test_frames_are_narrowed_at_their_steps_alone():
 
 def test_narrowing_that_cannot_be_is_refused():
     pipe = tiny.build("a14b")
-    with pytest.raises(ValueError, match="no direction 'sideways': allowed are 'apart', 'forward', 'backward'"):
+    with pytest.raises(ValueError, match="no rule 'sideways': allowed are 'earlier', 'later', 'apart'"):
         with between_frames(pipe, "sideways"):
             pass
     with pytest.raises(ValueError, match="no step 9 in this call: it has steps 0..4"):

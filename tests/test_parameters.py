@@ -71,13 +71,15 @@ def test_another_name_or_kind_ends_in_one_sentence(given, kind, sentence):
 
 
 def sources(path: Path, given: dict) -> list[str]:
-    """The first code cells of a page, papermill's own among them, as IPython's history holds them."""
+    """The parameters cell of a page, papermill's own and the one after, as IPython's history holds them."""
     page = parameterize_notebook(load_notebook_node(str(path)), given)
-    return [cell.source for cell in page.cells if cell.cell_type == "code"][:3]
+    code = [cell for cell in page.cells if cell.cell_type == "code"]
+    start = next(place for place, cell in enumerate(code) if "parameters" in cell.metadata.tags)
+    return [cell.source for cell in code[start : start + 3]]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_page_checks_what_papermill_gives_it_before_anything_else(path):
+def test_every_page_checks_what_papermill_gives_it_before_it_uses_it(path):
     defaults, given, first = sources(path, {"stepp": 2})
     body = ast.parse(first).body
     after = [line for line in body if not isinstance(line, (ast.Import, ast.ImportFrom))]

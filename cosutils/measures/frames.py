@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, WanImageToVideoPipeline
 from torch import Tensor, nn
 
 from ..hooks._blocks import check_steps
@@ -84,9 +84,10 @@ def between_frames(pipe: DiffusionPipeline, rule: str, steps: Iterable[int] | in
     """Narrow self-attention in all blocks and both branches of the calls inside, at `steps` (None is all).
 
     rule: which other frames a latent frame sees, see `visible`: "earlier" ones, "later" ones or none ("apart"), always
-    beside itself and the given frame. Everything but attention, the prompt and the condition's channels with the picture,
-    is left. A mask of N x N tokens keeps the fastest kernels from being used. ValueError for another rule or a step that
-    the call has not; TypeError for other pipelines than Wan's; RuntimeError at the end where no chosen step was reached.
+    beside itself and the given frame. Everything but attention, the prompt and the condition's channels with the
+    picture, is left. A mask of N x N tokens keeps the fastest kernels from being used. ValueError for another rule or a
+    step that the call has not; TypeError for other pipelines than Wan's; RuntimeError at the end where no chosen step
+    was reached.
     """
     only_wan(pipe, "between_frames")
     visible(1, rule)

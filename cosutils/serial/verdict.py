@@ -148,19 +148,21 @@ def summary(records: list[dict]) -> dict:
     return dict(groups=rows, cos_index=indices)
 
 
+def best(row: dict) -> dict | None:
+    """The length of a judged group at which the steps gain most among those that leave room, None where none does."""
+    return max((one for one in row["lengths"] if one["room"]), key=lambda one: one["gain"]["value"], default=None)
+
+
 def cells(judged: dict) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a table of a `summary`, a row for each group: reach after 1, 4 and 32 steps, and verdict."""
     head = ["task, film", "blocks", "variant", "scale", "films", "seeds", "reach: 1 step", "4", str(END)]
     rows = []
     for row in judged["groups"]:
         reach = [f"{row['reach'][steps]['horizon']['value']:.2f}" for steps in ("1", "4", str(END))]
-        open_rows = [one for one in row["lengths"] if one["room"]]
-        best = max(open_rows, key=lambda one: one["gain"]["value"], default=None)
-        gain = (
-            f"{best['first']['value']:.2f} to {best['end']['value']:.2f} at {best['length']}"
-            if best
-            else "none has room"
-        )
+        most = best(row)
+        gain = "none has room"
+        if most:
+            gain = f"{most['first']['value']:.2f} to {most['end']['value']:.2f} at {most['length']}"
         run = f"{row['task']}, {row['film']}", row["depth"], row["variant"], f"{row['scale']:g}", f"{row['samples']:,}"
         rows.append([*map(str, run), str(row["seeds"]), *reach, gain, row["verdict"]])
     return [*head, "largest gain with room", "verdict"], rows
