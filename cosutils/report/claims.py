@@ -221,21 +221,22 @@ def separates(
 def judge(
     section: str,
     numbers: Mapping[str, Mapping[str, Any]],
-    claims: str | os.PathLike[str] = CLAIMS,
+    claims: str | os.PathLike[str] | Mapping[str, Any] = CLAIMS,
     calibration: str | os.PathLike[str] = CALIBRATION,
 ) -> list[Judgement]:
     """Judge every claim of a section on every task that has one of its measures.
 
     section: the notebook's name such as "03_noise"; its claims have keys "noise.*". numbers: "task/measure" ->
-    {value, low, high, n}. calibration: record of the known mechanisms; where there is no such file, or it lacks the
-    task, verdicts are those of the ranges and preconditions alone. A measure or precondition that was not recorded
-    leaves its claim "undecided", and is named; see `Judgement` for a claim of which no measure was. ValueError for a
-    section without claims.
+    {value, low, high, n}. claims: their file, or what `load_claims` read from it. calibration: record of the known
+    mechanisms; where there is no such file, or it lacks the task, verdicts are those of the ranges and preconditions
+    alone. A measure or precondition that was not recorded leaves its claim "undecided", and is named; see `Judgement`
+    for a claim of which no measure was. ValueError for a section without claims.
     """
     prefix = section.partition("_")[2] + "."
-    chosen = {key: claim for key, claim in load_claims(claims).items() if key.startswith(prefix)}
+    listed = claims if isinstance(claims, Mapping) else load_claims(claims)
+    chosen = {key: claim for key, claim in listed.items() if key.startswith(prefix)}
     if not chosen:
-        raise ValueError(f"no claim of {claims} begins with {prefix!r}")
+        raise ValueError(f"no claim of {'those given' if listed is claims else claims} begins with {prefix!r}")
     known = read_numbers(calibration) if pathlib.Path(calibration).is_file() else {}
     tasks = list(dict.fromkeys(name.partition("/")[0] for name in numbers))
     found = []

@@ -87,7 +87,7 @@ def gather(
         for run, folder in (("full", full), ("default", default)):
             path = None if folder is None else _record(folder, section)
             if path is not None and model in (None, read_json(path)["provenance"].get("model", model)):
-                for one in judge(path.stem, read_numbers(path), claims, calibration):
+                for one in judge(path.stem, read_numbers(path), listed, calibration):
                     if one.task:
                         judged.setdefault((one.key, one.task), {})[run] = one
     findings = []
