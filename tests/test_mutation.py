@@ -369,7 +369,7 @@ CHANGES = {
         "test_exchange.py::test_an_exchange_takes_place_at_its_layer_and_from_donor_to_recipient[0-delta-1]",
     ),
     "a donor that is the recipient": Change(
-        "measures/exchange.py", "pipe(**donor.inputs | call", "pipe(**sample.inputs | call",
+        "measures/exchange.py", "recorded(pipe, donor, seed", "recorded(pipe, sample, seed",
         "test_exchange.py::test_the_donor_of_a_captured_exchange_is_the_other_puzzle",
     ),
     "a twin's run that is the puzzle's own": Change(
@@ -532,7 +532,7 @@ CHANGES = {
         "test_spec.py::test_ensembles_are_the_calls_they_describe",
     ),
     "noise that is put in without the rounding of a full run": Change(
-        "hooks/inject.py", "return replaced[0].to(model.dtype), replaced[1]", "return replaced",
+        "hooks/_call.py", "and self.first > 0 and not self.family.solver", "and False and not self.family.solver",
         "test_inject.py::test_a_run_from_the_noise_on_equals_the_full_one[a14b-euler-bf16]",
     ),
     "estimates that a measure needs left out": Change(
@@ -665,7 +665,7 @@ CHANGES = {
         "test_mini_split.py::test_a_training_by_content_meets_no_puzzle_that_is_kept[size_pattern]",
     ),
     "one noise for every puzzle": Change(
-        "training/evaluate.py", "seed * 1_000_003 + s.seed", "seed * 1_000_003",
+        "mini/model.py", "seed * 1_000_003 + s.seed", "seed * 1_000_003",
         "test_training.py::test_every_puzzle_is_scored_from_noise_of_its_own",
     ),
     "scores taken on validation seeds": Change(

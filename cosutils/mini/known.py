@@ -1,8 +1,9 @@
 """Models of known mechanism in the stock pipeline: what every measure must be able to tell apart.
 
-    >>> samples = [tasks.shelf.sample(seed) for seed in range(2)]
+    >>> samples = [cos.tasks.shelf.sample(seed) for seed in range(2)]
+    >>> from cosutils.mini.known import pipeline
     >>> pipe = pipeline("hop", samples)
-    >>> film = pipe(**samples[0].inputs, **settings(pipe), generator=seeded(0), output_type="np").frames[0]
+    >>> film = pipe(**samples[0].inputs, **cos.settings(pipe), generator=cos.seeded(0), output_type="np").frames[0]
     >>> samples[0].score(film).solved
     True
 
