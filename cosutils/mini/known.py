@@ -132,7 +132,7 @@ MECHANISMS: dict[str, Callable[[Tensor, float, Puzzle], Tensor]] = {
 class Known(WanTransformer3DModel):
     """A Wan transformer without blocks whose clean estimate is made by one of `MECHANISMS`, see the module.
 
-    mechanism: its name. codec: of the pipeline it is for. Puzzles it is asked for must have been `pose`d.
+    mechanism: its name. codec: of the pipeline it is for. A puzzle must be given to `pose` before it is asked for.
     """
 
     def __init__(self, mechanism: str, codec: PatchCodec):

@@ -1,9 +1,9 @@
 """The paper's claims, each judged by ranges fixed beforehand (`data/claims.yaml`).
 
-numbers = {"maze/alive_first": results.mean_of(values), ...}
-judgements = judge("02_chain_of_steps", numbers)
-print(verdict_text(judgements))
-print(*(f"{one.key}: {one.verdict}" for one in summarise(judgements)))
+    numbers = {"maze/alive_first": results.mean_of(values), ...}
+    judgements = judge("02_chain_of_steps", numbers)
+    print(verdict_text(judgements))
+    verdicts = {one.key: one.verdict for one in summarise(judgements)}
 
 A verdict is one of `VERDICTS`:
 
