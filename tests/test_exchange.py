@@ -12,20 +12,14 @@ from cosutils.measures.carried import carried, erased, recorded
 from cosutils.measures.exchange import Exchange, at_step, between_seeds, between_twins, captured, flips, leading_twin
 from cosutils.measures.layers import pool
 from cosutils.mini import tasks, world
-from cosutils.mini.model import build_pipeline, build_transformer
-from cosutils.pipelines.loading import seeded, settings, use_preset
+from cosutils.pipelines.loading import seeded, settings
 
 CALL = dict(num_inference_steps=2)
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    torch.manual_seed(0)
-    transformer = build_transformer(layers=2, width=32)
-    torch.nn.init.normal_(transformer.proj_out.weight, std=0.3)
-    pipe = build_pipeline(tiny.codec(), transformer)
-    pipe.set_progress_bar_config(disable=True)
-    return use_preset(pipe, "mini")
+    return tiny.embedded()
 
 
 def alone(pipe, sample, prompt, seed=0):

@@ -8,20 +8,14 @@ import tiny
 from cosutils.hooks.record import record
 from cosutils.measures.frames import RULES, between_frames, under_rules, visible
 from cosutils.mini import tasks
-from cosutils.mini.model import build_pipeline, build_transformer
-from cosutils.pipelines.loading import settings, use_preset
+from cosutils.pipelines.loading import settings
 
 CALL = dict(num_inference_steps=1)
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    torch.manual_seed(0)
-    transformer = build_transformer(layers=2, width=32)
-    torch.nn.init.normal_(transformer.proj_out.weight, std=0.3)
-    pipe = build_pipeline(tiny.codec(), transformer)
-    pipe.set_progress_bar_config(disable=True)
-    return use_preset(pipe, "mini")
+    return tiny.embedded()
 
 
 def estimate(pipe, latents):

@@ -239,3 +239,16 @@ def every(**axes: Iterable[str] | Mapping[str, object]) -> pytest.MarkDecorator:
         for row in product(*(list(enumerate(axis.items())) for axis in named))
     ]
     return pytest.mark.parametrize(list(axes), rows)
+
+
+def embedded():
+    """An untrained model of two blocks in the pipeline of the embedded ones, with the preset of these."""
+    from cosutils.mini.model import build_pipeline, build_transformer
+    from cosutils.pipelines.loading import use_preset
+
+    torch.manual_seed(0)
+    transformer = build_transformer(layers=2, width=32)
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.3)
+    pipe = build_pipeline(codec(), transformer)
+    pipe.set_progress_bar_config(disable=True)
+    return use_preset(pipe, "mini")

@@ -113,8 +113,6 @@ def films_of(
         noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
         embeds = text.embed(pipe.tokenizer, pipe.text_encoder, [s.prompt for s in part])
         noise, given, embeds = noise.to(device), condition(codec, latents).to(device), embeds.to(device)
-        if isinstance(pipe.transformer, RememberingWan):
-            pipe.transformer.forget()
         final = generate(pipe.transformer, noise, given, embeds, steps, blank, guidance)
         if not torch.isfinite(final).all():
             broken = next(s for s, film in zip(part, final, strict=True) if not torch.isfinite(film).all())

@@ -22,6 +22,7 @@ from .train import Arguments
 
 __all__ = [
     "END",
+    "best",
     "by_depth",
     "cells",
     "decided",

@@ -126,7 +126,7 @@ def release(run: Path, folder: Path) -> None:
         (part / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
         learning_curve(log, part / "learning-curve.png")
         config = pipe.transformer.config
-        memory = " that sees its last estimate (self-conditioning)" if arguments["memory"] else ""
+        memory = " that sees its last estimate (self-conditioning)" if arguments.get("memory") else ""
         facts = dict(name=folder.name, seen=log[-1]["seen"], z_dim=codec.config.z_dim, layers=config.num_layers,
                      parameters=pipe.transformer.num_parameters() / 1e6, memory=memory, arguments=_table(arguments),
                      width=config.num_attention_heads * config.attention_head_dim)  # fmt: skip
