@@ -67,16 +67,46 @@ def test_drawn_numbers_see_one_changed_point_and_two_that_swap_places():
     assert abs(plain[key + "order"]["value"] - third[key + "order"]["value"]) > 1e-4
 
 
-def test_show_stores_one_png_with_texts_and_closes_the_figure():
-    fig = curve([0.1, 0.5])
+def shown(fig, *texts):
     with capture_output() as captured:
-        figures.show(fig, "maze-share", "share of solved mazes per step", "**Shares.**")
+        figures.show(fig, *texts)
     (output,) = captured.outputs
-    assert base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG")
+    return output
+
+
+def test_show_stores_one_svg_with_texts_and_closes_the_figure():
+    fig = curve([0.1, 0.5])
+    output = shown(fig, "maze-share", "share of solved mazes per step", "**Shares.**")
+    assert "<svg" in output.data["image/svg+xml"] and ">solved</text>" in output.data["image/svg+xml"]
     assert output.data["text/plain"].startswith("figure maze-share: share of solved mazes per step\naxes 0:")
-    assert output.metadata["image/png"] == {"alt": "share of solved mazes per step"}
+    assert output.metadata["image/svg+xml"] == {"alt": "share of solved mazes per step"}
     assert output.metadata["cos"]["caption"] == "**Shares.**"
     assert not plt.fignum_exists(fig.number)
+
+
+def test_show_stores_pictures_as_png():
+    output = shown(
+        figures.picture_grid(np.zeros((1, 2, 4, 4, 3)), ["a"], ["0", "1"], "frame"), "a", "two black pictures"
+    )
+    assert base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG") and "image/svg+xml" not in output.data
+
+
+def test_show_refuses_small_print():
+    fig = curve([0.1, 0.5])
+    fig.axes[0].tick_params(labelsize=7)
+    with pytest.raises(ValueError, match="figure a may be smaller than 9 points.*has 7"):
+        figures.show(fig, "a", "a rising straight line")
+    plt.close(fig)
+
+
+def test_stored_curve_draws_the_stored_run_and_dots_of_the_own():
+    rate = lambda value: dict(value=value, low=value - 0.1, high=value + 0.1)  # noqa: E731
+    fig, ax = plt.subplots()
+    figures.stored_curve(ax, {4: rate(0.5), 1: rate(0.2), 9: rate(float("nan"))}, {1: rate(0.3)}, "maze")
+    figures.stored_curve(ax, {}, {1: rate(0.3), 2: rate(0.4)}, "rotation")
+    kinds = [(kind, label, data.tolist()) for kind, label, data in figures._artists(ax) if kind != "band"]
+    assert kinds == [("line", "maze", [0.2, 0.5]), ("line", "rotation", [0.3, 0.4]), ("points", "", [[1.0, 0.3]])]
+    plt.close(fig)
 
 
 def test_show_twice_gives_the_same_bytes():

@@ -1,6 +1,6 @@
 """Figures of the book: shown with name, caption and alt text, and testable as text and as numbers.
 
-Three layers keep a figure honest. Its PNG is never compared. Its *signature* (axes, labels, artists, counts:
+Three layers keep a figure honest. Its picture is never compared. Its *signature* (axes, labels, artists, counts:
 no digit that another CPU could round differently) is the figure's `text/plain`, which nbval compares exactly.
 The *numbers* it draws (`drawn`) go through `cosutils.report.results` and are compared with a tolerance.
 """
@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import FillBetweenPolyCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 __all__ = [
     "PALETTE",
@@ -38,6 +39,7 @@ __all__ = [
     "show_table",
     "signature",
     "step_frame_grid",
+    "stored_curve",
 ]
 
 PALETTE = tuple(sns.color_palette("colorblind"))
@@ -114,23 +116,40 @@ def _checked_texts(name: str, alt: str, caption: str | None) -> dict[str, str]:
     return {"name": name, "alt": alt, "caption": caption or alt}
 
 
-def show(fig: Figure, name: str, alt: str, caption: str | None = None, dpi: int = 110) -> None:
-    """Display `fig` once, as PNG with its signature as text, and close it.
+def _checked_sizes(fig: Figure, name: str) -> None:
+    fig.draw_without_rendering()  # tick labels have no text before
+    small = [text for text in fig.findobj(Text) if text.get_text() and text.get_visible() and text.get_fontsize() < 9]
+    if small:
+        found = f"{small[0].get_text()!r} has {small[0].get_fontsize():g}"
+        raise ValueError(f"no text of figure {name} may be smaller than 9 points; {found}")
 
-    name: target for cross-references, lower-case words joined by hyphens; alt: what is seen, for those who do
-    not see it; caption: printed below the numbered figure (MyST markdown, default: the alt text). The three
-    travel in the output's metadata; `tools/refresh_notebooks.py` and `tools/build_book.py` copy them to where
-    the book reads them.
+
+def show(fig: Figure, name: str, alt: str, caption: str | None = None) -> None:
+    """Display `fig` once, with its signature as text, and close it.
+
+    It is an SVG, or a PNG of 220 dots an inch where it holds coloured pictures. name: target for cross-references,
+    lower-case words joined by hyphens; alt: what is seen, for those who do not see it; caption: printed below the
+    numbered figure (MyST markdown, default: the alt text). The three travel in the output's metadata;
+    `tools/refresh_notebooks.py` and `tools/build_book.py` copy them to where the book reads them. ValueError for a
+    text smaller than 9 points.
     """
     from IPython.display import display
 
     texts = _checked_texts(name, alt, caption)
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
+    _checked_sizes(fig, name)
     text = f"figure {name}: {alt}\n{signature(fig)}"
+    pixels = any(np.ndim(image.get_array()) == 3 for ax in fig.axes for image in ax.images)
+    kind, buffer = ("image/png" if pixels else "image/svg+xml"), io.BytesIO()
+    if pixels:
+        fig.savefig(buffer, format="png", dpi=220, bbox_inches="tight", metadata={"Software": None})
+        data = base64.b64encode(buffer.getvalue()).decode()
+    else:
+        unsigned = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+            fig.savefig(buffer, format="svg", bbox_inches="tight", metadata=unsigned)
+        data = buffer.getvalue().decode()
     plt.close(fig)
-    png = base64.b64encode(buffer.getvalue()).decode()
-    display({"image/png": png, "text/plain": text}, raw=True, metadata={"image/png": {"alt": alt}, "cos": texts})
+    display({kind: data, "text/plain": text}, raw=True, metadata={kind: {"alt": alt}, "cos": texts})
 
 
 def _as_bytes(frames: np.ndarray) -> np.ndarray:
@@ -290,7 +309,7 @@ def picture_grid(
     ax.set_xticks(np.arange(across) * (width + gap) + (width - 1) / 2, columns)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.xaxis.set_label_position("top")
-    ax.tick_params(length=0, labelsize=8, top=False, labeltop=True, bottom=False, labelbottom=False)
+    ax.tick_params(length=0, labelsize=9, top=False, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
     return fig
 
@@ -326,7 +345,7 @@ def step_frame_grid(
             raise ValueError(f"phase {name!r} spans rows {first}..{last}; there are rows 0..{len(images) - 1}")
         ends = [middle[first] - height / 2 + gap, middle[last] + height / 2 - gap]
         ax.plot([x, x], ends, color=color, lw=3, clip_on=False, solid_capstyle="butt")
-        ax.text(x + 2 * gap, sum(ends) / 2, name, color=_GREY, rotation=90, va="center", fontsize=8)
+        ax.text(x + 2 * gap, sum(ends) / 2, name, color=_GREY, rotation=90, va="center", fontsize=9)
     return fig
 
 
@@ -355,6 +374,34 @@ def curve_with_band(
     (line,) = ax.plot(places, middle, color=color, ls=_DASHES[drawn_before % len(_DASHES)], lw=1.8, label=label)
     band = ax.fill_between(places, bottom, top, color=color, alpha=0.2, lw=0)
     return line, band
+
+
+def stored_curve(
+    ax: Axes,
+    stored: Mapping[float, Mapping[str, float]],
+    live: Mapping[float, Mapping[str, float]],
+    label: str,
+    color: tuple[float, float, float] | None = None,
+) -> Line2D:
+    """The curve of the stored run with its band, and this page's own run as dots on it; returns the line.
+
+    stored, live: place on the x axis -> {value, low, high}, as `cosutils.report.results` stores numbers; places without
+    a finite value are left out. Where `stored` is empty, the own run is drawn as the curve, without dots.
+    """
+
+    def known(run: Mapping[float, Mapping[str, float]]) -> dict[float, Mapping[str, float]]:
+        finite = {x: rate for x, rate in run.items() if rate["value"] is not None and np.isfinite(rate["value"])}
+        return dict(sorted(finite.items()))
+
+    kept, own = known(stored), known(live)
+    rows = (kept or own).items()
+    ends = np.array([[rate[end] for end in ("value", "low", "high")] for _, rate in rows], float).reshape(-1, 3)
+    line, _ = curve_with_band(ax, [x for x, _ in rows], *ends.T, label=label, color=color)
+    if kept and own:
+        ax.scatter(
+            [*own], [rate["value"] for rate in own.values()], s=22, color=line.get_color(), edgecolor="white", zorder=4
+        )
+    return line
 
 
 def candidate_curves(
