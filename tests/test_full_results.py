@@ -28,7 +28,8 @@ def root(tmp_path, monkeypatch):
     cells = [nbformat.v4.new_code_cell("n = 1", metadata=dict(tags=["parameters"])), nbformat.v4.new_code_cell(write)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks" / "01_page.ipynb")
     (tmp_path / "notebooks" / "params" / "full.yaml").write_text("01_page: {n: 2}\n")
-    (tmp_path / "notebooks" / "params" / "shallow.yaml").write_text("{}\n")
+    for other in set(full_results.PRESETS) - {"full"}:
+        (tmp_path / "notebooks" / "params" / f"{other}.yaml").write_text("{}\n")
     monkeypatch.setattr(full_results, "COMMANDS", {})
     return tmp_path
 

@@ -9,6 +9,7 @@ import json
 import pathlib
 import sys
 
+import firefox
 import numpy as np
 import pytest
 import torch
@@ -94,25 +95,38 @@ def chain(transformer, noise, given, embeds, sigmas):
     return found
 
 
+def check_run(seen, pipe, sample):
+    """A run of the page beside the same run in Python: condition, noise levels, estimates, readings."""
+    given = condition(pipe.vae, pipe.vae.encode_ids(torch.from_numpy(sample.ids)[None]))
+    assert np.allclose(seen["given"], given.flatten(), atol=1e-6)
+    assert np.allclose(seen["sigmas"], cos.flow_sigmas(6, 5.0), atol=1e-6)
+    noise = torch.tensor(seen["noise"]).view(1, 16, 5, 10, 10)
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+    embeds = text.embed(pipe.tokenizer, pipe.text_encoder, [sample.prompt])
+    std = torch.tensor(pipe.vae.config.latents_std).view(-1, 1, 1, 1)
+    for x0, step in zip(chain(pipe.transformer, noise, given, embeds, seen["sigmas"]), seen["steps"], strict=True):
+        assert np.abs(x0.flatten().numpy() - step["x0"][0]).max() < NEAR
+        film = (pipe.vae.decode(x0 * std).sample[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).numpy()
+        wanted = sample.candidates(film)
+        assert list(wanted) == seen["names"] and np.allclose(list(wanted.values()), step["shares"], atol=NEAR)
+        assert sample.score(film).solved == step["solved"]
+
+
 def test_the_page_computes_what_python_computes(opened):
     tab = opened(PAGE)
     for name, task, number in (("cos-mini-shallow", "maze", 1), ("cos-mini", "find_shape", 2)):
-        pipe, sample = cos.load(name), cos.tasks.sample(task, number)
+        pipe = cos.load(name)
         blocks = len(pipe.transformer.blocks)
         seen = tab.evaluate(RUN, [name, "mini", task, number, [3], [1] * blocks, [0] * blocks])
-        given = condition(pipe.vae, pipe.vae.encode_ids(torch.from_numpy(sample.ids)[None]))
-        assert np.allclose(seen["given"], given.flatten(), atol=1e-6)
-        assert np.allclose(seen["sigmas"], cos.flow_sigmas(6, 5.0), atol=1e-6)
-        noise = torch.tensor(seen["noise"]).view(1, 16, 5, 10, 10)
-        assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
-        embeds = text.embed(pipe.tokenizer, pipe.text_encoder, [sample.prompt])
-        std = torch.tensor(pipe.vae.config.latents_std).view(-1, 1, 1, 1)
-        for x0, step in zip(chain(pipe.transformer, noise, given, embeds, seen["sigmas"]), seen["steps"], strict=True):
-            assert np.abs(x0.flatten().numpy() - step["x0"][0]).max() < NEAR
-            film = (pipe.vae.decode(x0 * std).sample[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).numpy()
-            wanted = sample.candidates(film)
-            assert list(wanted) == seen["names"] and np.allclose(list(wanted.values()), step["shares"], atol=NEAR)
-            assert sample.score(film).solved == step["solved"]
+        check_run(seen, pipe, cos.tasks.sample(task, number))
+
+
+@pytest.mark.skipif(firefox.FIREFOX is None, reason="Debian's firefox-esr is not installed")
+@pytest.mark.skipif(not PAGE.is_file(), reason="the book is not built: make book")
+def test_firefox_computes_what_python_computes(tmp_path):
+    asked = [["cos-mini-shallow", "mini", "maze", 1, [3], [1, 1, 1], [0, 0, 0]]]
+    (seen,) = firefox.calls(PAGE, RUN, asked, tmp_path)
+    check_run(seen, cos.load("cos-mini-shallow"), cos.tasks.maze.sample(1))
 
 
 def test_a_model_with_a_memory_remembers_in_the_page_too(opened):

@@ -2,9 +2,9 @@
 
     python tools/full_results.py [--workers 2] [--only full/03_noise scores/cos-mini ...] [--again]
 
-The jobs are the notebooks that `notebooks/params/full.yaml` and `shallow.yaml` name, run in a copy below `_build`,
-and the commands of `COMMANDS`; --only takes notebooks of other presets too, such as vbvr_wan22/01_setup. A notebook's
-numbers go to `data/results/<preset>/<notebook>.json`, whole or not at all, and where a job fails, its stored numbers
+The jobs are the notebooks that `full.yaml`, `shallow.yaml` and `memory.yaml` of `notebooks/params` name, run in a copy
+below `_build`, and the commands of `COMMANDS`; --only takes notebooks of other presets too, such as
+vbvr_wan22/01_setup. A notebook's numbers go to `data/results/<preset>/<notebook>.json`, whole or not at all, and where a job fails, its stored numbers
 stay as they were. The run may be stopped at any time: `_build/full/done.json` holds the digest of what each finished
 job was made from (code, notebook, parameters, weights), and a job whose digest is there is not run again, unless
 --again is given. The time left is estimated from how long each job took the last time.
@@ -29,7 +29,7 @@ from typing import Any
 from build_book import ROOT, preset_parameters, run_notebook
 from tqdm import tqdm
 
-PRESETS = ("full", "shallow")
+PRESETS = ("full", "shallow", "memory")
 MODELS = ("cos-mini", "cos-mini-shallow", "cos-mini-two", "cos-mini-memory")
 COMMANDS: dict[str, list[str]] = {
     **{
