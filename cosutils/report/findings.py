@@ -21,7 +21,8 @@ from .evidence import SIGNS, Finding, gather, number_text
 
 __all__ = ["MODELS", "Box", "Part", "Said", "finding", "load_findings", "say"]
 
-MODELS = {"ten blocks": "full", "three blocks": "shallow"}  # what readers call a model -> folder below data/results
+# what readers call a model -> folder below data/results
+MODELS = {"ten blocks": "full", "three blocks": "shallow", "three blocks + memory": "memory"}
 MIXED, NONE = "mixed", "on none"  # the tasks disagree: some support the claim, none does
 _SAID = {"no room": "without room to tell"}  # where a verdict does not read as an adjective
 _FIELDS = {"claim", "model", "measure", "task", "words"}
@@ -191,16 +192,13 @@ def finding(section: str, data: str | os.PathLike[str] | None = None) -> Box:
     if name not in listed:
         raise ValueError(f"no finding for {section!r}; there are: {', '.join(listed)}")
     calibration = data / "results" / CALIBRATION.name
-    found = {
-        model: gather(data / "results" / folder, None, claims, calibration=calibration)
-        for model, folder in MODELS.items()
-    }
+    stored = {model: data / "results" / folder / f"{section}.json" for model, folder in MODELS.items()}
+    stored = {model: path for model, path in stored.items() if path.is_file()}
+    found = {model: gather(path.parent, None, claims, calibration=calibration) for model, path in stored.items()}
     runs = []
-    for model, folder in MODELS.items():
-        path = data / "results" / folder / f"{section}.json"
-        if path.is_file():
-            facts: Mapping[str, Any] = read_json(path)["provenance"]
-            runs.append(f"{facts.get('model', 'cos-mini')} ({model})")
+    for model, path in stored.items():
+        facts: Mapping[str, Any] = read_json(path)["provenance"]
+        runs.append(f"{facts.get('model', 'cos-mini')} ({model})")
     source = f"Judged by the stored runs of {' and '.join(runs)}; the number in a chip counts tasks."
     said = [say(part, found) for part in listed[name]]
     return Box([one for one in said if any(one.verdicts.values())], source)
