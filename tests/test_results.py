@@ -6,8 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cosutils.report import results
 from cosutils.report.results import (
     beside,
     check_numbers,
@@ -226,3 +228,14 @@ def test_live_numbers_stand_beside_the_full_run(tmp_path):
     ]
     assert lines[2].split() == ["steps", "7.00", "N", "=", "50"]
     assert len(beside(GOOD).splitlines()) == 2
+
+
+def test_a_curve_is_recorded_and_read_by_its_places():
+    rows = np.array([[0.0, 1.0, np.nan], [1.0, 1.0, np.nan]])
+    numbers = results.curve_of("maze/held", [0, 10, 2.5], rows.T, results.rate_of)
+    assert list(numbers) == ["maze/held/0", "maze/held/10"] and numbers["maze/held/10"] == results.rate_of([1, 1])
+    known = results.curve(numbers | results.curve_of("maze/other", [2], [[0.5, 0.7]]), "maze/held")
+    assert known == {0.0: results.rate_of([0, 1]), 10.0: results.rate_of([1, 1])}
+    assert results.curve(numbers, "maze/none") == {}
+    with pytest.raises(ValueError, match="shorter"):
+        results.curve_of("a", [1, 2], [[1.0, 2.0]])

@@ -118,7 +118,9 @@ def _checked_texts(name: str, alt: str, caption: str | None) -> dict[str, str]:
 
 def _checked_sizes(fig: Figure, name: str) -> None:
     fig.draw_without_rendering()  # tick labels have no text before
-    small = [text for text in fig.findobj(Text) if text.get_text() and text.get_visible() and text.get_fontsize() < 9]
+    small = [
+        text for text in fig.findobj(Text) if text.get_text() and text.get_visible() and float(text.get_fontsize()) < 9
+    ]
     if small:
         found = f"{small[0].get_text()!r} has {small[0].get_fontsize():g}"
         raise ValueError(f"no text of figure {name} may be smaller than 9 points; {found}")
@@ -138,7 +140,7 @@ def show(fig: Figure, name: str, alt: str, caption: str | None = None) -> None:
     texts = _checked_texts(name, alt, caption)
     _checked_sizes(fig, name)
     text = f"figure {name}: {alt}\n{signature(fig)}"
-    pixels = any(np.ndim(image.get_array()) == 3 for ax in fig.axes for image in ax.images)
+    pixels = any(np.ndim(np.asarray(image.get_array())) == 3 for ax in fig.axes for image in ax.images)
     kind, buffer = ("image/png" if pixels else "image/svg+xml"), io.BytesIO()
     if pixels:
         fig.savefig(buffer, format="png", dpi=220, bbox_inches="tight", metadata={"Software": None})
@@ -394,9 +396,9 @@ def stored_curve(
         return dict(sorted(finite.items()))
 
     kept, own = known(stored), known(live)
-    rows = (kept or own).items()
-    ends = np.array([[rate[end] for end in ("value", "low", "high")] for _, rate in rows], float).reshape(-1, 3)
-    line, _ = curve_with_band(ax, [x for x, _ in rows], *ends.T, label=label, color=color)
+    rows = kept or own
+    mean, low, high = ([rate[end] for rate in rows.values()] for end in ("value", "low", "high"))
+    line, _ = curve_with_band(ax, [*rows], mean, low, high, label, color)
     if kept and own:
         ax.scatter(
             [*own], [rate["value"] for rate in own.values()], s=22, color=line.get_color(), edgecolor="white", zorder=4

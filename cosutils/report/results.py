@@ -8,7 +8,7 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ __all__ = [
     "beside",
     "check_numbers",
     "compare",
+    "curve",
+    "curve_of",
     "interval_text",
     "mean_of",
     "rate_gap",
@@ -115,6 +117,31 @@ def rate_gap(
     return dict(
         value=value, low=float(low), high=float(high), n=min(a["n"], b["n"]), tolerance=max(0.02, float(high - low) / 2)
     )
+
+
+def curve_of(
+    name: str,
+    places: Sequence[float],
+    columns: Sequence[Sequence[float] | np.ndarray],
+    of: Callable[..., dict[str, float | int]] = mean_of,
+) -> dict[str, dict[str, float | int]]:
+    """A curve as numbers to record, "name/place" -> number: at each place of the x axis, `of` its column (n,).
+
+    Values that are not finite are left out, and so is a place with fewer than two. ValueError where there are not as
+    many columns as places.
+    """
+    found = {}
+    for place, column in zip(places, columns, strict=True):
+        values = np.asarray(column, float)
+        if (known := values[np.isfinite(values)]).size >= 2:
+            found[f"{name}/{place:g}"] = of(known)
+    return found
+
+
+def curve(numbers: Mapping[str, Mapping[str, Any]], name: str) -> dict[float, Mapping[str, Any]]:
+    """The curve `name` among recorded numbers, place -> number in order of the places; {} where there is none."""
+    ends = {key.removeprefix(f"{name}/"): number for key, number in numbers.items() if key.startswith(f"{name}/")}
+    return {float(place): ends[place] for place in sorted(ends, key=float)}
 
 
 def interval_text(number: Mapping[str, Any], digits: int = 2) -> str:
