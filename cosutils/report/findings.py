@@ -87,9 +87,12 @@ def load_findings(
     return found
 
 
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
 def _tasks(names: Sequence[str]) -> str:
-    words = [name.replace("_", " ") for name in names]
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "no task"
+    return _listed([name.replace("_", " ") for name in names]) or "no task"
 
 
 def say(part: Part, findings: Mapping[str, Sequence[Finding]]) -> Said:
@@ -199,6 +202,6 @@ def finding(section: str, data: str | os.PathLike[str] | None = None) -> Box:
     for model, path in stored.items():
         facts: Mapping[str, Any] = read_json(path)["provenance"]
         runs.append(f"{facts.get('model', 'cos-mini')} ({model})")
-    source = f"Judged by the stored runs of {' and '.join(runs)}; the number in a chip counts tasks."
+    source = f"Judged by the stored runs of {_listed(runs)}; the number in a chip counts tasks."
     said = [say(part, found) for part in listed[name]]
     return Box([one for one in said if any(one.verdicts.values())], source)
