@@ -30,7 +30,7 @@ from build_book import ROOT, preset_parameters, run_notebook
 from tqdm import tqdm
 
 PRESETS = ("full", "shallow", "memory")
-MODELS = ("cos-mini", "cos-mini-shallow", "cos-mini-two", "cos-mini-memory")
+MODELS = ("cos-mini", "cos-mini-shallow", "cos-mini-two", "cos-mini-longer", "cos-mini-memory")
 COMMANDS: dict[str, list[str]] = {
     **{
         f"scores/{model}": ["cosutils.training.evaluate", model, "--puzzles", "200", "--steps", "1", "4", "20"]

@@ -31,7 +31,7 @@ __all__ = ["LENGTHS", "mazes", "read"]
 LENGTHS = ((4, 7), (8, 11), (12, 15), (16, 21), (22, 40))
 """Moves on the way, from and to, of each group of mazes."""
 SEEDS = split.REPORT[20_000:]
-MODELS = ["cos-mini-shallow", "cos-mini-two", "cos-mini", "cos-mini-memory"]
+MODELS = ["cos-mini-shallow", "cos-mini-longer", "cos-mini-two", "cos-mini", "cos-mini-memory"]
 
 
 def moves(maze: tasks.Sample) -> int:
