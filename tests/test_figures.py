@@ -104,8 +104,11 @@ def test_stored_curve_draws_the_stored_run_and_dots_of_the_own():
     fig, ax = plt.subplots()
     figures.stored_curve(ax, {4: rate(0.5), 1: rate(0.2), 9: rate(float("nan"))}, {1: rate(0.3)}, "maze")
     figures.stored_curve(ax, {}, {1: rate(0.3), 2: rate(0.4)}, "rotation")
+    figures.stored_curve(ax, {}, {}, "bounce")  # nothing is known: an entry of the legend alone
     kinds = [(kind, label, data.tolist()) for kind, label, data in figures._artists(ax) if kind != "band"]
-    assert kinds == [("line", "maze", [0.2, 0.5]), ("line", "rotation", [0.3, 0.4]), ("points", "", [[1.0, 0.3]])]
+    lines = [("line", "maze", [0.2, 0.5]), ("line", "rotation", [0.3, 0.4]), ("line", "bounce", [])]
+    assert kinds == [*lines, ("points", "", [[1.0, 0.3]])]
+    assert "band 0" in figures.signature(fig)
     plt.close(fig)
 
 

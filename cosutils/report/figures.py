@@ -53,9 +53,8 @@ def _artists(ax: Axes) -> list[tuple[str, str, np.ndarray]]:
     found = [("line", line.get_label(), np.asarray(line.get_ydata(), float)) for line in ax.lines]
     for item in ax.collections:
         if isinstance(item, FillBetweenPolyCollection):
-            found.append(
-                ("band", item.get_label(), np.concatenate([np.asarray(p.vertices)[:, 1] for p in item.get_paths()]))
-            )
+            edges = [np.asarray(path.vertices)[:, 1] for path in item.get_paths()]  # none in a band without places
+            found.append(("band", item.get_label(), np.concatenate([np.empty(0), *edges])))
         elif isinstance(item, PathCollection):
             found.append(("points", item.get_label(), np.asarray(item.get_offsets(), float)))
     found += [("image", image.get_label(), np.asarray(image.get_array(), float)) for image in ax.images]
