@@ -91,6 +91,14 @@ def test_show_stores_pictures_as_png():
     assert base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG") and "image/svg+xml" not in output.data
 
 
+def test_every_picture_has_a_frame_of_its_own():
+    fig = figures.picture_grid(np.ones((2, 3, 4, 5, 3)), ["a", "b"], ["0", "1", "2"], "frame")
+    (frames,) = fig.axes[0].collections
+    corners = [path.get_extents().bounds for path in frames.get_paths()]
+    assert len(corners) == 6 and corners[0] == (-0.5, -0.5, 5, 4) and corners[-1] == (11.5, 4.5, 5, 4)
+    plt.close(fig)
+
+
 def test_show_refuses_small_print():
     fig = curve([0.1, 0.5])
     fig.axes[0].tick_params(labelsize=7)

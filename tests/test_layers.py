@@ -104,3 +104,22 @@ def test_local_variance_sees_neighbours_only():
     local = layers.maps(states, GRID)[0, 1]
     assert local[0, 2, 2] == pytest.approx(2 / 3, abs=1e-4) and local[0, 0, 2] == pytest.approx(0.25, abs=1e-4)
     assert not local[1:].any()
+
+
+def test_centred_energy_takes_away_what_all_tokens_share():
+    own = np.zeros((2, 3, *GRID, 4))
+    own[..., 1, 2, 2, 0], own[..., 1, 2, 3, 0] = 3.0, -3.0  # a mean of zero
+    found = layers.centred(own + np.arange(4) * 100)
+    assert found.shape == (2, 3, *GRID)
+    assert found[..., 1, 2, 2] == pytest.approx(np.full((2, 3), 3)) and found.sum() == pytest.approx(2 * 3 * 6)
+
+
+def test_updates_are_what_a_block_adds(pipe):
+    sample = tasks.maze.sample(1)
+    found = layers.updates(layers.activations(pipe, sample, probed=[1], num_inference_steps=2).states)
+    call = settings(pipe) | dict(num_inference_steps=2, output_type="latent", generator=seeded(0))
+    with capture(pipe, 1, 1, raw, inputs=True) as states:
+        pipe(**sample.inputs | call)
+    added = states["transformer", 1, 1] - states.inputs["transformer", 1, 1]
+    assert found.shape == (1, 3, *GRID)
+    assert found[0, 1] == pytest.approx(added.norm(dim=-1).reshape(GRID).numpy(), rel=1e-4)

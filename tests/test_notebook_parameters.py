@@ -32,7 +32,7 @@ TINY = {
     ),
     "06_self_correction": dict(tasks=["find_shape"], puzzles=2, steps=3, first_seed=5),
     "07_perception_before_action": dict(tasks=["maze"], puzzles=2, steps=3, first_seed=5),
-    "08_layers": dict(tasks=["find_shape"], puzzles=2, fit_puzzles=4, steps=2, probed=[0, 1]),
+    "08_layers": dict(tasks=["find_shape"], puzzles=2, fit_puzzles=4, untrained=2, steps=2, probed=[0, 1]),
     "09_latent_swapping": dict(
         tasks=["find_shape"], puzzles=2, choice_puzzles=1, steps=2, map_steps=[0, 1], handed=[1], first_seed=5
     ),

@@ -39,7 +39,7 @@ SMALL = {
     "03_noise": dict(steps=2, noised=[0, 1], example_step=1, example_puzzles=1, cell_steps=[1]),
     "04_information_flow": dict(steps=2, noised=[0, 1], renoised=[1], kept=dict(rows=20, width=4)),
     "05_working_memory": dict(steps=2, moments=[0, 1]),
-    "08_layers": dict(fit_puzzles=2, width=4),
+    "08_layers": dict(fit_puzzles=2, untrained=0, width=4),
     "09_latent_swapping": dict(layers=[0, 2]),
     "10_frames_and_distillation": dict(frame_counts=[5, 17], steps=2, step_counts=[2], size=1),
     "11_ensemble": dict(size=2, steps=3, largest_batch=2),

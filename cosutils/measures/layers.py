@@ -29,8 +29,8 @@ from ..mini.tasks import Sample
 from ..pipelines.loading import seeded, settings
 
 __all__ = [
-    "Activations", "activations", "coarse", "concordance", "contrast", "foreground", "gain", "maps", "named", "pool",
-    "rank", "thirds",
+    "Activations", "activations", "centred", "coarse", "concordance", "contrast", "foreground", "gain", "maps", "named",
+    "pool", "rank", "thirds", "updates",
 ]  # fmt: skip
 
 STRUCTURE = [world.TILE["floor"], world.TILE["wall"]]  # every other tile is an object or a mark
@@ -156,6 +156,20 @@ def activations(
 
 
 # ---------------------------------------------------------------- numbers
+def centred(states: np.ndarray) -> np.ndarray:
+    """Energy of what a token has of its own, (..., f, h, w): norm of states (..., f, h, w, D) less their mean token.
+
+    The mean is over the f h w tokens of a layer. What it takes away is common to all of them and tells none apart.
+    """
+    states = np.asarray(states)
+    return np.asarray(np.linalg.norm(states - states.mean((-4, -3, -2), keepdims=True), axis=-1))
+
+
+def updates(states: np.ndarray) -> np.ndarray:
+    """Norm of what each block adds to a token, (S, L, f, h, w). states: (S, L + 1, f, h, w, D), as in `Activations`."""
+    return np.asarray(np.linalg.norm(np.diff(states, axis=1), axis=-1))
+
+
 def contrast(
     energies: np.ndarray,
     mask: np.ndarray,

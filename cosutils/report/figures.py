@@ -21,9 +21,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.collections import FillBetweenPolyCollection, PathCollection
+from matplotlib.collections import FillBetweenPolyCollection, PatchCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 __all__ = [
@@ -287,7 +288,7 @@ def picture_grid(
     ylabel: str = "",
     cell: float = 0.72,
 ) -> Figure:
-    """Pictures side by side: images (R, C, H, W, 3), float in [0, 1] or uint8, with R row and C column labels.
+    """Pictures side by side, framed: images (R, C, H, W, 3), float in [0, 1] or uint8, with R row and C column labels.
 
     cell: side of one picture in inches. Raises ValueError when the labels do not fit the images.
     """
@@ -300,12 +301,15 @@ def picture_grid(
             raise ValueError(f"{len(given)} {word} for images of {wanted}")
     gap = max(1, height // 16)
     canvas = np.full((count * (height + gap) - gap, across * (width + gap) - gap, 3), 255, np.uint8)
+    frames = []
     for row in range(count):
         for column in range(across):
             top, left = row * (height + gap), column * (width + gap)
             canvas[top : top + height, left : left + width] = images[row, column]
+            frames.append(Rectangle((left - 0.5, top - 0.5), width, height))
     fig, ax = plt.subplots(figsize=(cell * across * width / height + 1.5, cell * count + 0.5), layout="constrained")
     ax.imshow(canvas, interpolation="nearest")
+    ax.add_collection(PatchCollection(frames, fc="none", ec="0.7", lw=0.6, clip_on=False), autolim=False)
     ax.set_yticks(np.arange(count) * (height + gap) + (height - 1) / 2, rows)
     ax.set_xticks(np.arange(across) * (width + gap) + (width - 1) / 2, columns)
     ax.set(xlabel=xlabel, ylabel=ylabel)
