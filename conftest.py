@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).with_name("tests")))
-
 import kernels
+import pytest
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

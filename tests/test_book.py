@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import shutil
-import sys
 
 import nbformat
 import pytest
@@ -26,14 +25,10 @@ needs_book = pytest.mark.skipif(not (PAGES / "index.html").is_file(), reason=NOT
 @pytest.fixture(scope="module")
 def tools():
     """The two tools as modules."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import build_book
-        import refresh_notebooks
+    import build_book
+    import refresh_notebooks
 
-        yield build_book, refresh_notebooks
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
+    return build_book, refresh_notebooks
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import pathlib
-import sys
 
 import numpy as np
 import pytest
@@ -14,16 +12,10 @@ from PIL import Image
 import cosutils as cos
 from cosutils.measures import chain
 
-TOOLS = pathlib.Path(__file__).resolve().parents[1] / "tools"
-
 
 @pytest.fixture(scope="module")
 def explorer():
-    sys.path.insert(0, str(TOOLS))
-    try:
-        yield importlib.import_module("make_explorer")
-    finally:
-        sys.path.remove(str(TOOLS))
+    return importlib.import_module("make_explorer")
 
 
 def test_rows_of_the_sheet_are_steps_and_columns_are_frames(explorer):

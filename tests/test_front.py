@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,7 @@ SUMMARY = ROOT / "data" / "serial" / "report" / "summary.json"
 
 @pytest.fixture(scope="module")
 def front():
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        yield importlib.import_module("make_front")
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
+    return importlib.import_module("make_front")
 
 
 def numbers(svg: str) -> np.ndarray:

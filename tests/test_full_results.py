@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
+import full_results
 import nbformat
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-import full_results
 
 pytestmark = pytest.mark.slow  # starts kernels
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import gpu, smoke
 from cosutils.pipelines.loading import seeded

@@ -7,7 +7,6 @@ import importlib
 import itertools
 import json
 import pathlib
-import sys
 
 import firefox
 import numpy as np
@@ -44,11 +43,7 @@ RUN = """async ([name, kind, task, number, seeds, keep, merge]) => {
 
 @pytest.fixture(scope="module")
 def export_live():
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        yield importlib.import_module("export_live")
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
+    return importlib.import_module("export_live")
 
 
 def test_a_graph_is_the_same_every_time_and_holds_every_weight(export_live):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 
 import papermill
 import pytest
@@ -50,7 +49,6 @@ CASES = [("vbvr_wan22", name) for name in PAGES] + [(preset, name) for preset, n
 
 @pytest.fixture(scope="module")
 def presets():
-    sys.path.insert(0, str(ROOT / "tools"))
     from build_book import preset_parameters
 
     return {preset: preset_parameters(ROOT, preset) for preset in STAND_INS}
