@@ -83,12 +83,14 @@ def test_every_picture_has_alt_text_name_and_caption(code):
 
 def test_a_chapter_opens_with_its_finding_and_folds_its_own_run(request, notebook, code):
     name = request.node.callspec.params["notebook"].stem
-    if not "02" <= name[:2] <= "11":
-        pytest.skip("not a chapter on a section of the paper")
+    if not "02" <= name[:2] <= "12":
+        pytest.skip("not a chapter with a finding")
     first = code[0]
-    assert first.metadata.tags == ["finding", "remove-input"] and f'finding("{name}")' in first.source
+    assert first.metadata.tags == ["finding", "remove-input"]
     assert '<div class="finding"' in first.outputs[0].data["text/html"]
-    assert first.outputs[0].data["text/plain"] == repr(finding(name)), f"{ADVICE}, or the tool's --findings"
+    if name != "12_serial":  # judged by its own rules
+        assert f'finding("{name}")' in first.source
+        assert first.outputs[0].data["text/plain"] == repr(finding(name)), f"{ADVICE}, or the tool's --findings"
     for cell in code:
         if "print(verdict_text(" in cell.source or "print(beside(" in cell.source:
             assert "hide-cell" in cell.metadata.tags and cell.metadata.mystnb.code_prompt_show, cell.source

@@ -40,7 +40,7 @@ SMALL = {
     "05_working_memory": dict(steps=2, moments=[0, 1]),
     "08_layers": dict(fit_puzzles=2, untrained=0, width=4),
     "09_latent_swapping": dict(layers=[0, 2]),
-    "10_frames_and_distillation": dict(frame_counts=[5, 17], steps=2, step_counts=[2], size=1),
+    "10_frames_and_distillation": dict(frame_counts=[5, 17], steps=2, step_counts=[2], size=1, answer_puzzles=0),
     "11_ensemble": dict(size=2, steps=3, largest_batch=2),
     "16_benchmark": dict(limit=1, steps=2, shown_steps=[0, 1]),
 }
