@@ -27,8 +27,7 @@ def made_of(module, weights, values):
     return module.to_out[0](mixed.to(values.dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@tiny.every(kind=tiny.KINDS, dtype=tiny.DTYPES)
 def test_the_values_weighed_by_the_weights_are_what_the_attention_gives_out(kind, dtype):
     """The model's own attention is fused and knows no weights; Wan2.1 adds that to the image to its cross-attention."""
     pipe, text = tiny.build(kind, dtype=dtype), []

@@ -40,7 +40,7 @@ def first_estimate(pipe, x):
     return found.x0[0]
 
 
-@pytest.mark.parametrize("kind", ["a14b", "wan21"])
+@tiny.every(kind=["a14b", "wan21"])
 @pytest.mark.parametrize(
     ("rule", "unmoved"), [("apart", [0, 1]), ("earlier", [0, 1]), ("later", [0])], ids=lambda one: str(one)
 )

@@ -28,6 +28,13 @@ def examples(name: str) -> list[doctest.DocTest]:
     return [found for found in FINDER.find(importlib.import_module(f"cosutils.{name}")) if found.examples]
 
 
+EXAMPLES = [
+    pytest.param(name, marks=[] if name.startswith(("hooks.", "pipelines.")) else pytest.mark.slow)
+    for name in PUBLIC
+    if examples(name)
+]
+
+
 @pytest.fixture(scope="module")
 def names():
     """What every example may use: a pipeline of three blocks, a puzzle, the arguments of a call of four steps, a
@@ -41,7 +48,7 @@ def names():
 
 
 @pytest.mark.filterwarnings("ignore:of the prompt:UserWarning")  # the embedded one lacks the benchmark's words
-@pytest.mark.parametrize("name", [name for name in PUBLIC if examples(name)])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_of_a_module_run(name, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for found in examples(name):
@@ -63,3 +70,10 @@ def test_no_example_stands_where_nobody_runs_it(name):
 def test_every_public_module_is_in_the_reference():
     listed = re.findall(r"automodule:: cosutils\.([\w.]+)", (ROOT / "book" / "api.md").read_text())
     assert sorted(listed) == [name for name in PUBLIC if name not in ("vbvr", "mini.tasks")]  # they pass on names
+
+
+def test_every_public_name_is_in_the_reference():
+    """A name that a private module defines stands there by itself."""
+    listed = set(re.findall(r"auto(?:class|function):: cosutils\.(\w+)", (ROOT / "book" / "api.md").read_text()))
+    homes = {name: getattr(getattr(cos, name), "__module__", "") for name in cos.__all__}
+    assert listed == {name for name, home in homes.items() if re.search(r"\._", home)}

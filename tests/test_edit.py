@@ -34,7 +34,7 @@ def test_what_an_edit_leaves_changes_no_bit(kind, dtype):
     untouched(pipe)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@tiny.every(part=PARTS)
 def test_an_edit_acts_at_its_layer_step_and_branch_alone(pipe, part):
     seen = []
 
@@ -82,7 +82,7 @@ def test_a_block_whose_parts_add_nothing_hands_its_input_on(pipe):
     assert torch.equal(states[KEY], states.inputs[KEY])
 
 
-@pytest.mark.parametrize("name", ["self_attention", "cross_attention"])
+@tiny.every(name=["self_attention", "cross_attention"])
 def test_without_a_head_is_without_its_columns_of_the_output_projection(name):
     pipe = tiny.build("wan21")
 

@@ -53,8 +53,7 @@ def test_one_seed_is_a_plain_run(kind, dtype, mode):
     untouched(pipe)
 
 
-@pytest.mark.parametrize("mode", ["token", "pooled"])
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@tiny.every(kind=tiny.KINDS, mode=["token", "pooled"])
 def test_identical_noise_changes_nothing(kind, mode):
     pipe = tiny.build(kind)
     noise = torch.randn(1, tiny.CHANNELS, 3, 2, 4, generator=torch.Generator().manual_seed(4)).expand(3, -1, -1, -1, -1)

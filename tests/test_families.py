@@ -46,7 +46,7 @@ PATCH = dict.fromkeys(families.KINDS, (1, 1, 1)) | {
     "cogvideox15": (2, 2, 2),
 }
 GRID = {kind: tuple(n // p for n, p in zip(SIZE[kind], PATCH[kind], strict=True)) for kind in families.KINDS}
-every_kind = pytest.mark.parametrize("kind", families.KINDS)
+every_kind = tiny.every(kind=families.KINDS)
 PIPES = {}
 
 
@@ -100,8 +100,7 @@ def calls_of(module):
         handle.remove()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@every_kind
+@tiny.every(kind=families.KINDS, dtype=tiny.DTYPES)
 def test_observing_changes_no_bit(kind, dtype):
     pipe = pipeline(kind) if dtype == torch.float32 else families.build(kind, dtype)
     plain = pipe(**families.call(kind)).frames
@@ -142,7 +141,7 @@ def test_the_recorded_quantities_are_the_models_own(kind):
         torch.testing.assert_close(run.x0[step], estimate, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", HELD)
+@tiny.every(kind=HELD)
 def test_the_given_frame_is_held(kind):
     run = recorded(kind)
     for step in range(STEPS):
@@ -311,7 +310,7 @@ def test_the_map_shows_a_change_where_it_is(kind):
     assert change.nonzero().tolist() == [[n // p for n, p in zip(place, PATCH[kind], strict=True)]]
 
 
-@pytest.mark.parametrize("kind", [*families.KINDS, "ltx_timed"])
+@tiny.every(kind=[*families.KINDS, "ltx_timed"])
 def test_decode_gives_the_pipelines_own_pixels(kind, tmp_path):
     pipe = families.build(kind) if kind == "ltx_timed" else pipeline(kind)
     with record(pipe) as run:
@@ -324,7 +323,7 @@ def test_decode_gives_the_pipelines_own_pixels(kind, tmp_path):
     assert torch.equal(again.decode([0, -1]), pixels)
 
 
-@pytest.mark.parametrize("kind", RESUMABLE)
+@tiny.every(kind=RESUMABLE)
 def test_resume_and_sweeps_equal_full_runs(kind):
     pipe, run = pipeline(kind), recorded(kind)
     for step in (0, 2):
@@ -339,7 +338,7 @@ def test_resume_and_sweeps_equal_full_runs(kind):
 
 
 # HunyuanVideo's pipeline rounds the timestep as its latents are, which a call begins with in float32
-@pytest.mark.parametrize("kind", [kind for kind in RESUMABLE if not kind.startswith("hunyuan")])
+@tiny.every(kind=[kind for kind in RESUMABLE if not kind.startswith("hunyuan")])
 def test_a_sweep_in_bfloat16_equals_full_runs(kind):
     """What is put in at the step a call begins with is rounded as the states of a whole call are."""
     pipe = families.build(kind, torch.bfloat16)
@@ -356,7 +355,7 @@ def test_a_run_that_draws_noise_at_every_step_is_not_resumed():
         resume(pipeline("cogvideox_dpm"), run, 2, **families.call("cogvideox_dpm"))
 
 
-@pytest.mark.parametrize("kind", ["ltx", "cogvideox_ddim", "hunyuan_replace"])
+@tiny.every(kind=["ltx", "cogvideox_ddim", "hunyuan_replace"])
 def test_a_batch_equals_its_members(kind):
     pipe, prompts = pipeline(kind), ["the red ball moves", "the green robot moves"]
     changes = {"negative_prompt": None} if kind == "hunyuan_replace" else {}  # the pipeline takes it for one video only

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tiny
 from cosutils.films import check_film, check_picture, probe, read_film, read_picture, write_film
 
 
@@ -90,7 +91,7 @@ def test_a_film_that_lost_its_end_is_refused_without_decoding(tmp_path):
         read_film(tmp_path / "none.mp4")
 
 
-@pytest.mark.parametrize("ending", ["mkv", "webm", "avi", "mov"])
+@tiny.every(ending=["mkv", "webm", "avi", "mov"])
 def test_films_of_other_containers_are_read_whole_or_not(tmp_path, ending):
     path = tmp_path / f"film.{ending}"
     codec = ["-c", "copy"] if ending in ("mkv", "mov") else []
@@ -114,7 +115,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@tiny.every(form=list(FORMS))
 def test_every_frame_of_the_video_stream_is_read_and_nothing_else(tmp_path, form):
     film, path = square(64, 20), tmp_path / ("film.mkv" if form == "sixteen bits" else "film.mp4")
     ffmpeg("-i", write_film(film, tmp_path / "plain.mp4"), *FORMS[form], path)
@@ -142,7 +143,7 @@ def test_sound_alone_is_no_film(tmp_path):
 ODD = ["-film", "a [1]", "50%d %03d", "x:y", "mit Umlaut ä ♦", "#1 'q' \"", "concat:z", "$HOME"]
 
 
-@pytest.mark.parametrize("name", ODD)
+@tiny.every(name=ODD)
 def test_a_file_may_have_any_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

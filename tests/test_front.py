@@ -36,6 +36,7 @@ def test_the_figures_are_those_of_the_records(front, name):
     assert "currentColor" in made and front.INK not in made
 
 
+@pytest.mark.slow
 def test_the_runs_are_those_of_the_shipped_weights(front):
     stored = json.loads((FRONT / "data.js").read_text().removeprefix("window.cosFront = ").removesuffix(";\n"))
     traces = front.runs()

@@ -37,8 +37,7 @@ def relative(a, b):
     return ((a - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
-@pytest.mark.parametrize("step", [0, 3])
+@tiny.every(step=[0, 3], solver=tiny.SOLVERS)
 def test_noise_at_step_is_what_the_model_sees(solver, step):
     pipe = tiny.build("a14b", solver)
     clean, noisy = plain(pipe), run_with(pipe, noise_at_step(step, seed=4))
@@ -86,6 +85,7 @@ def test_unipc_does_not_undo_the_noise():
     assert change["unipc"] > 0.8 * change["euler"]
 
 
+@pytest.mark.slow
 def test_the_corrector_would_undo_noise_written_by_a_callback():
     """Why the solver's memory is reset: the same edit without a reset all but disappears under UniPC."""
     pipe = tiny.build("a14b", "unipc")
@@ -99,7 +99,7 @@ def test_the_corrector_would_undo_noise_written_by_a_callback():
     assert relative(naive, clean) < 0.3
 
 
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
+@tiny.every(solver=tiny.SOLVERS)
 def test_noise_at_frame_touches_one_frame_at_every_step(solver):
     pipe = tiny.build("wan21", solver)
     clean, noisy = plain(pipe, kind="wan21"), run_with(pipe, noise_at_frame(1), kind="wan21")
@@ -117,7 +117,7 @@ def test_noise_at_one_step_and_frame():
     assert relative(noisy.x[2][:, :, 1], clean.x[2][:, :, 1]) > 0.5
 
 
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
+@tiny.every(solver=tiny.SOLVERS)
 def test_renoise_keeps_the_estimate_at_the_right_sigma(solver):
     """Taking x0hat off the edited x leaves sigma times the noise that `noise_at_step` injects."""
     pipe = tiny.build("a14b", solver)
@@ -144,7 +144,7 @@ def test_contexts_nest_in_any_order_and_edits_compose():
     assert torch.equal(inside.latents, outside.latents) and sorted(inside.edits) == [1, 3]
 
 
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
+@tiny.every(solver=tiny.SOLVERS)
 def test_a_batch_is_disturbed_like_its_members(solver):
     pipe = tiny.build("a14b", solver)
     both = run_with(pipe, noise_at_step(2), prompt=["a ball", "the maze"], seed=[1, 2]).latents
@@ -210,8 +210,7 @@ def test_a_step_before_the_resumed_one_is_refused():
             resume(pipe, run, 2, **tiny.call())
 
 
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
-@pytest.mark.parametrize("kind", ["a14b", "ti2v5b"])
+@tiny.every(kind=["a14b", "ti2v5b"], solver=tiny.SOLVERS)
 def test_a_function_edits_what_the_model_sees(kind, solver):
     pipe, told = tiny.build(kind, solver), []
     noise = torch.randn(1, 4, 3, 2, 4, generator=torch.Generator().manual_seed(9))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import cosutils as cos
+import tiny
 from cosutils.hooks.inject import inject_each, noise_at_step, renoise
 from cosutils.measures import behaviour, chain
 from cosutils.mini import known, tasks
@@ -126,7 +127,7 @@ def test_a_frame_waits_for_the_one_before_it():
     assert not puzzle.score(film).solved and chain.leading(puzzle, film[:4]) != puzzle.answer
 
 
-@pytest.mark.parametrize("task", tasks.NAMES)
+@tiny.every(task=tasks.NAMES)
 def test_every_mechanism_takes_every_task(task):
     puzzle = tasks.sample(task, 1)
     for name in known.MECHANISMS:

@@ -227,8 +227,7 @@ def latents(pipe, kind="a14b", **changes):
     return pipe(**tiny.call(steps=3, kind=kind) | changes).frames
 
 
-@pytest.mark.parametrize("layout", ["diffusers", "wan", "diffsynth"])
-@pytest.mark.parametrize("alpha", [None, 0.5])
+@tiny.every(alpha=[None, 0.5], layout=["diffusers", "wan", "diffsynth"])
 def test_a_lora_equals_weights_merged_by_hand(two_experts, tmp_path, layout, alpha):
     pipe = load(two_experts, "paper", torch.float32)
     change = save_lora(tmp_path / "low.rank.safetensors", pipe.transformer, layout, alpha=alpha)
@@ -246,6 +245,7 @@ def test_a_lora_equals_weights_merged_by_hand(two_experts, tmp_path, layout, alp
     assert recorded.info["lora"] == {"transformer": names, "transformer_2": names}
 
 
+@pytest.mark.slow
 def test_the_alpha_of_a_file_written_by_diffusers_is_read(two_experts, tmp_path):
     """Such a file keeps rank 2 and alpha 3 in its header, not among the weights."""
     trained = load(two_experts, "paper", torch.float32)
@@ -286,6 +286,7 @@ def test_each_expert_gets_its_own_lora_and_several_add_up(two_experts, tmp_path)
     assert active_lora(adapted) == {}
 
 
+@pytest.mark.slow
 def test_alpha_zero_is_the_plain_model_and_observing_changes_no_bit(two_experts, tmp_path):
     pipe = load(two_experts, "paper")
     save_lora(tmp_path / "a.safetensors", pipe.transformer)
@@ -382,7 +383,7 @@ def test_what_is_no_lora_is_refused(two_experts, tmp_path):
             add_lora(pipe, lora)
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@tiny.every(kind=tiny.KINDS)
 def test_each_prompt_is_encoded_once(kind, tmp_path):
     pipe = load(tiny.saved(kind, tmp_path / kind), dtype=torch.bfloat16)
     plain = WanImageToVideoPipeline(**pipe.components, **given(pipe))
@@ -547,6 +548,7 @@ def test_offloaded_models_are_observed_unchanged(two_experts, tmp_path, with_lor
     assert torch.equal(moved.decode(), whole.decode())
 
 
+@pytest.mark.slow
 def test_a_whole_model_is_offloaded_to_the_device_that_is_asked_for(monkeypatch):
     pipe = tiny.build("a14b")
     _place(pipe, torch.device("cuda:1"), "model")
@@ -592,7 +594,7 @@ def test_a_hub_id_is_read_from_the_local_cache(two_experts, tmp_path):
     assert lora.startswith("could not load the LoRA tests/absent/x.safetensors (x.safetensors): ")
 
 
-@pytest.mark.parametrize("kind", ["wan21", "ti2v5b"])
+@tiny.every(kind=["wan21", "ti2v5b"])
 def test_the_papers_settings_serve_models_with_one_expert(kind, tmp_path):
     with pytest.warns(UserWarning, match="preset 'paper' has .* without effect on one expert"):
         pipe = load(tiny.saved(kind, tmp_path), "paper")
@@ -690,6 +692,7 @@ def test_changes_of_large_weights_are_noticed_by_samples(whole, monkeypatch):
     assert fingerprint(layer.named_parameters()) == seen[-1] and len(set(seen)) == 6
 
 
+@pytest.mark.slow
 def test_identity_tells_loras_their_scale_and_whether_they_are_fused(two_experts, tmp_path):
     plain = load(two_experts, "paper", torch.float32)
     for seed in (0, 1):

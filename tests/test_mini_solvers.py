@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tiny
 from cosutils.mini import tasks
 from cosutils.mini.world import CELLS, TILE
 
@@ -216,7 +217,7 @@ def test_every_task_has_a_solver_and_a_digest():
     assert set(SOLVERS) == set(GOLDEN) == set(tasks.NAMES)
 
 
-@pytest.mark.parametrize("name", tasks.NAMES)
+@tiny.every(name=tasks.NAMES)
 def test_the_solver_finds_the_right_answers_and_all_possible_ones(name):
     for puzzle in puzzles(name, 40):
         right, possible = SOLVERS[name](puzzle.ids[0], puzzle.prompt)
@@ -225,7 +226,7 @@ def test_the_solver_finds_the_right_answers_and_all_possible_ones(name):
         assert all(np.array_equal(puzzle.options[name], film[-1]) for name, film in puzzle.films.items())
 
 
-@pytest.mark.parametrize("name", tasks.NAMES)
+@tiny.every(name=tasks.NAMES)
 def test_puzzles_are_the_same_as_ever(name):
     """Digests of the first 50 puzzles and twins of every difficulty: all films, options, blanks and prompts."""
     found = {}
@@ -238,7 +239,7 @@ def test_puzzles_are_the_same_as_ever(name):
                 digest.update(key.encode() + np.ascontiguousarray(ids).tobytes())
             digest.update(np.ascontiguousarray(puzzle.blank).tobytes())
         found[str(difficulty)] = digest.hexdigest()
-    assert found == GOLDEN.get(name)
+    assert found == GOLDEN.get(name), f"tests/golden_tasks.json has other digests than {json.dumps({name: found})}"
 
 
 # ---------------------------------------------------------------- what happens on the way

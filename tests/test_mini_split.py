@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import tiny
 from cosutils.mini import split, tasks
 from cosutils.mini.split import PARTS, REPORT, SEALED, TRAIN, VALIDATION
 
@@ -15,7 +16,7 @@ def test_seed_ranges_are_disjoint():
     assert TRAIN.start + split.TRIES * split.FURTHER < TRAIN.stop
 
 
-@pytest.mark.parametrize("name", tasks.NAMES)
+@tiny.every(name=tasks.NAMES)
 def test_the_part_of_a_puzzle_follows_from_what_it_shows_and_asks(name):
     puzzle = tasks.sample(name, 3)
     assert split.part(puzzle) == split.part(tasks.sample(name, 3, pixels=160)) in PARTS
@@ -38,7 +39,7 @@ def test_the_split_is_the_same_as_ever():
     assert found == "ttttrtrttrtrtttrtttrrvrvtttttttttrrttttttttvtttttttttttttvtt"
 
 
-@pytest.mark.parametrize("name", ["size_pattern", "tictactoe", "maze"])
+@tiny.every(name=["size_pattern", "tictactoe", "maze"])
 def test_a_training_by_content_meets_no_puzzle_that_is_kept(name):
     drawn = [split.training(name, number, by_content=True) for number in range(150)]
     assert {split.part(p) for p in drawn} == {"train"}
@@ -74,6 +75,7 @@ def test_what_cannot_be_drawn_is_refused(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_a_task_of_few_puzzles_is_counted_and_one_of_many_is_estimated(monkeypatch):
     few = split.count("size_pattern", 1500, report=40)
     drawn = {split.identity(split.training("size_pattern", k)) for k in range(1500)}

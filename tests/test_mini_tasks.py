@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 
+import tiny
 from cosutils.mini import tasks, world
 from cosutils.mini.controls import CONTROLS, control
 
 SEEDS = range(20)
-every_task = pytest.mark.parametrize("name", tasks.NAMES)
+every_task = tiny.every(name=tasks.NAMES)
 
 
 @every_task

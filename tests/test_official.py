@@ -20,6 +20,7 @@ from PIL import Image
 from test_films import ffmpeg, overwrite, shorten, square
 
 import cosutils as cos
+import tiny
 from cosutils import vbvr
 from cosutils.films import write_film
 from cosutils.pipelines.loading import data_folder
@@ -199,6 +200,7 @@ def slugs(roles=ROLES):
     return sorted(official._slug(role) for role in roles)
 
 
+@pytest.mark.slow
 def test_model_truth_and_floors_are_scored_in_the_kits_layout(kit, tmp_path):
     root, work, answers = kit(), tmp_path / "work", tmp_path / "answers"
     puzzles = vbvr.read(TRUTH, splits=["Out-of-Domain_50"], limit=1, pixels=64, frames=5)
@@ -364,7 +366,7 @@ def test_missing_and_damaged_answers_are_errors(kit, puzzles, answers, tmp_path)
         official.score(puzzles, mine, tmp_path / "work")
 
 
-@pytest.mark.parametrize("name", ["ground_truth.mp4", "final_frame.png", "first_frame.png"])
+@tiny.every(name=["ground_truth.mp4", "final_frame.png", "first_frame.png"])
 def test_a_damaged_truth_is_an_error(kit, bench, answers, tmp_path, name):
     kit()
     shutil.copytree(bench / SPLITS[1], tmp_path / "bench" / SPLITS[1])

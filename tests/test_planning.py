@@ -27,8 +27,7 @@ def first_film(films):
     return -np.arange(len(films))
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
+@tiny.every(solver=tiny.SOLVERS, kind=tiny.KINDS)
 def test_the_chosen_seed_ends_where_it_ends_alone(kind, solver):
     pipe = tiny.build(kind, solver)
     output, row = choose_early(pipe, 2, lambda films: [0, 0, 1], **tiny.call(**THREE, kind=kind))
@@ -67,7 +66,7 @@ def test_passes_leave_nothing_behind_after_an_error(pipe):
     assert count.rows == rows
 
 
-@pytest.mark.parametrize("what", ["x0", "latents", "rescaled"])
+@tiny.every(what=["x0", "latents", "rescaled"])
 def test_averages_do_what_the_formula_says(pipe, what):
     with record(pipe) as plain:
         pipe(**tiny.call(**THREE))
@@ -88,7 +87,7 @@ def test_averages_do_what_the_formula_says(pipe, what):
     untouched(pipe)
 
 
-@pytest.mark.parametrize("what", ["x0", "latents", "rescaled"])
+@tiny.every(what=["x0", "latents", "rescaled"])
 def test_averages_of_one_seed_or_of_equal_seeds(pipe, what):
     plain = pipe(**tiny.call()).frames
     with average(pipe, what, [1, 2]):

@@ -101,7 +101,7 @@ def test_resume_equals_the_uninterrupted_run(kind, solver, dtype):
         assert all(torch.equal(rest.x[i], run.x[i]) and torch.equal(rest.v[i], run.v[i]) for i in rest.x)
 
 
-@pytest.mark.parametrize("solver", tiny.SOLVERS)
+@tiny.every(solver=tiny.SOLVERS)
 def test_resume_of_a_disturbed_run(solver):
     pipe = tiny.build("a14b", solver)
     with inject(pipe, noise_at_step(2)), record(pipe) as run:
@@ -121,6 +121,7 @@ def test_resume_of_a_stored_run_on_rounded_timesteps(tmp_path):
     assert torch.equal(resume(pipe, again, 1, **tiny.call(steps=40)).frames, run.latents)
 
 
+@pytest.mark.slow
 def test_unipc_survives_colliding_integer_timesteps():
     """Stock UniPC begins at the second of two equal timesteps and runs off the end; a recording does not."""
     pipe = tiny.build("wan21")
@@ -142,7 +143,7 @@ def test_a_batch_equals_its_members():
         assert both.info["seeds"] == [1, 2]
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@tiny.every(kind=tiny.KINDS)
 def test_decode_gives_the_pipelines_own_pixels(kind):
     pipe = tiny.build(kind)
     arguments = tiny.call(prompt=["a ball", "the maze"], seed=[1, 2], output_type="np", kind=kind)
@@ -267,7 +268,7 @@ OTHERWISE = {  # what changes the film: arguments, and what is done to the pipel
 }
 
 
-@pytest.mark.parametrize("name", OTHERWISE)
+@tiny.every(name=list(OTHERWISE))
 def test_provenance_tells_runs_apart_and_resume_refuses_the_other(name):
     pipe = tiny.build("a14b", "unipc" if "order" in name else "euler")
     run, (changes, prepare) = recorded(pipe), OTHERWISE[name]

@@ -256,6 +256,7 @@ def test_every_variant_learns_from_the_right_target(variant, codec):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_training_resumes_bit_by_bit_and_refuses_other_arguments(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "CHUNK", 32)
     monkeypatch.setattr(train, "validate", lambda *_: {})
@@ -355,6 +356,7 @@ def test_reach_and_index_are_exact_on_known_curves():
     assert "low" not in evaluate.interval([1.0]) and evaluate.interval([1.0, 3.0])["value"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_and_the_record_names_its_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "CHUNK", 32)
     monkeypatch.setattr(train, "validate", lambda *_: {})

@@ -63,7 +63,7 @@ def sharing(pipe, *names):
     return other
 
 
-@pytest.mark.parametrize("name", CONTEXTS)
+@tiny.every(name=list(CONTEXTS))
 def test_a_context_that_never_acted_says_where_it_was_opened(pipe, name):
     with pytest.raises(RuntimeError, match="never acted: it was opened on a WanImageToVideoPipeline, which was not"):
         with CONTEXTS[name](pipe):
@@ -87,7 +87,13 @@ def test_a_function_that_edits_nothing_is_no_edit(pipe):
             call(pipe)
 
 
-@pytest.mark.parametrize("names", [("scheduler",), ("transformer", "transformer_2"), ("scheduler", "transformer")])
+@tiny.every(
+    names={
+        "both": ("scheduler", "transformer"),
+        "scheduler": ("scheduler",),
+        "experts": ("transformer", "transformer_2"),
+    }
+)
 def test_pipelines_with_common_parts_are_recorded_apart(pipe, names):
     other = sharing(pipe, *names)
     plain = call(pipe), call(other)
@@ -190,7 +196,8 @@ def arguments(kind, **changes):
 
 @pytest.mark.parametrize(
     ("kind", "way"),
-    [("a14b", "in place"), ("ltx", "in place")] + [(kind, "returned") for kind in ("a14b", "ti2v5b", *families.KINDS)],
+    [("a14b", "in place"), ("ltx", "in place"), ("a14b", "returned")]
+    + [pytest.param(kind, "returned", marks=pytest.mark.slow) for kind in ("ti2v5b", *families.KINDS)],
 )
 def test_latents_edited_by_a_callback_are_recorded_as_returned(kind, way):
     def halve(pipe, step, timestep, tensors):

@@ -83,6 +83,7 @@ def test_a_run_with_noise_begins_at_the_noise_and_ends_as_the_full_one(tmp_path)
     assert torch.equal(*latents)
 
 
+@pytest.mark.slow
 def test_ensembles_are_the_calls_they_describe(tmp_path):
     puzzle, pipe = cos.tasks.maze.sample(3), cos.load("cos-mini")
     call = puzzle.inputs | cos.settings(pipe) | {"num_inference_steps": 3, "output_type": "np"}
@@ -105,6 +106,7 @@ def test_ensembles_are_the_calls_they_describe(tmp_path):
         assert len(load_file(path.with_suffix(".safetensors"))["latents"]) == len(films)
 
 
+@pytest.mark.slow
 def test_the_estimates_of_chosen_steps_are_kept_as_films(tmp_path):
     spec = Spec.of(PUZZLE | {"steps": 3, "condition": "noise_at_step 2", "keep": "steps 0,2"})
     path = run_one(spec, tmp_path)

@@ -40,7 +40,7 @@ def test_a_swap_with_oneself_is_a_no_op(kind, dtype, mode):
     untouched(pipe)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"image": tiny.image(3)}], ids=["seed", "first frame"])
+@tiny.every(change={"seed": {"seed": 1}, "first frame": {"image": tiny.image(3)}})
 def test_whole_states_of_the_same_prompt_give_the_same_answer_at_every_layer(change):
     pipe = tiny.build("a14b")
     donor, _ = states_of(pipe, **change)
@@ -52,6 +52,7 @@ def test_whole_states_of_the_same_prompt_give_the_same_answer_at_every_layer(cha
     assert not torch.allclose(outputs[0], pipe(**tiny.call()).frames, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode, call", [("delta", {"seed": 1}), ("state", {"prompt": WORDS[1]})])
 def test_updates_and_other_prompts_depend_on_the_layer(pipe, mode, call):
     donor, _ = states_of(pipe, **call)
@@ -76,7 +77,7 @@ def test_state_and_delta_write_what_they_say(pipe):
     assert not torch.allclose(expected["state"], expected["delta"], atol=1e-3)
 
 
-@pytest.mark.parametrize("form", ["flat", "grid", "region", "numbers"])
+@tiny.every(form=["flat", "grid", "region", "numbers"])
 def test_a_token_mask_keeps_the_rest(pipe, form):
     donor, _ = states_of(pipe, seed=1)
     own, _ = states_of(pipe)
@@ -136,7 +137,7 @@ def test_several_layers_are_swapped_at_once_and_numpy_counts(pipe):
         pipe(**tiny.call())
 
 
-@pytest.mark.parametrize("part", ["self_attention", "cross_attention", "cross_attention_heads", "feed_forward"])
+@tiny.every(part=["self_attention", "cross_attention", "cross_attention_heads", "feed_forward"])
 def test_a_part_of_a_block_is_swapped_alone(pipe, part):
     with capture(pipe, 2, 0, raw, part=part) as donor:
         pipe(**tiny.call(WORDS[1], seed=1))

@@ -219,6 +219,7 @@ def test_videos_are_laid_out_for_the_official_evaluator(filmed):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_kept_estimates_are_answers_of_their_own(filmed, tmp_path):
     study, own = filmed
     kept = Study("steps", [Spec.of(study.specs[0].facts() | {"keep": "steps 0-1"})], tmp_path)
@@ -236,6 +237,7 @@ def test_kept_estimates_are_answers_of_their_own(filmed, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_videos_are_copied_where_the_file_system_has_no_links(filmed, tmp_path, monkeypatch):
     def refuse(*names, **options):
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -249,6 +251,7 @@ def test_videos_are_copied_where_the_file_system_has_no_links(filmed, tmp_path, 
         assert not answer.samefile(out / "runs" / f"{name}.mp4")
 
 
+@pytest.mark.slow
 def test_studies_with_one_out_keep_their_own(filmed):
     study, _ = filmed
     changed = [Spec.of(spec.facts() | {"noise_seed": 1}) for spec in study.specs]
@@ -415,6 +418,7 @@ def test_killed_before_and_after_every_file_nothing_is_lost(tmp_path):
     assert moment >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children; this system has no fork")
 def test_killed_at_random_moments_nothing_is_lost(tmp_path, undisturbed):

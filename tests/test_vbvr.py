@@ -38,6 +38,7 @@ def test_frames_and_sides_are_rounded_up_as_the_authors_do():
         vbvr.frames_up(0)
 
 
+@pytest.mark.slow
 def test_a_real_answer_has_as_many_frames_as_we_would_ask_for():
     (puzzle,) = vbvr.read(TRUTH, tasks=["G-31"])
     film = read_film(vbvr.answer_path(puzzle, SAMPLES / "model-output"), 64)

@@ -223,18 +223,20 @@ def call(
     return arguments | changes
 
 
-def every(**axes: Iterable[str] | Mapping[str, object]) -> pytest.MarkDecorator:
-    """Parametrize a test by all combinations of the axes {argument: texts or {text: value}}.
+def every(**axes: Iterable[object] | Mapping[str, object]) -> pytest.MarkDecorator:
+    """Parametrize a test by all combinations of the axes {argument: values or {text: value}}.
 
-    `make quick` runs every second one, among which each value occurs, and of three axes each two values meet; the
+    `make quick` runs every third value of one axis, and of several axes a diagonal, in which each value occurs; the
     others are marked slow.
     """
-    named = [axis if isinstance(axis, Mapping) else dict(zip(axis, axis, strict=True)) for axis in axes.values()]
+    named = [axis if isinstance(axis, Mapping) else {str(value): value for value in axis} for axis in axes.values()]
+    longest = max(map(len, named))
+    quick = {tuple(k % len(axis) for axis in named) for k in range(0, longest, 3 if len(named) == 1 else 1)}
     rows = [
         pytest.param(
             *(value for _, (_, value) in row),
             id="-".join(text for _, (text, _) in row),
-            marks=[pytest.mark.slow] if sum(place for place, _ in row) % 2 else [],
+            marks=[] if tuple(place for place, _ in row) in quick else [pytest.mark.slow],
         )
         for row in product(*(list(enumerate(axis.items())) for axis in named))
     ]
