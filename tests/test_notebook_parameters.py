@@ -37,7 +37,8 @@ TINY = {
         tasks=["find_shape"], puzzles=2, choice_puzzles=1, steps=2, map_steps=[0, 1], handed=[1], first_seed=5
     ),
     "10_frames_and_distillation": dict(
-        tasks=["find_shape"], puzzles=2, size=2, answer_seeds=2, frame_counts=[5, 17], frame_steps=2, step_counts=[1, 2], steps=3
+        tasks=["find_shape"], puzzles=2, size=2, answer_seeds=2, frame_counts=[5, 17], frame_steps=2,
+        step_counts=[1, 2], steps=3,
     ),
     "11_ensemble": dict(
         tasks=["find_shape"], difficulty={}, puzzles=2, validation_puzzles=2, size=2, steps=3, merged_steps=[1],
