@@ -81,8 +81,8 @@ def test_narrowing_that_cannot_be_is_refused():
 @pytest.mark.parametrize(
     ("condition", "before", "after"),
     [
-        ("prompt_until 2", {}, {"prompt": ""}),
-        ("prompt_from 2", {"prompt": ""}, {}),
+        pytest.param("prompt_until 2", {}, {"prompt": ""}, marks=pytest.mark.slow),
+        pytest.param("prompt_from 2", {"prompt": ""}, {}, marks=pytest.mark.slow),
         ("prompt_switch 2", {"prompt": "twin"}, {}),
         ("picture_until 2", {}, {"image": "grey"}),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny
 from cosutils.report import evidence, findings
 from cosutils.report.results import record_numbers
 
@@ -84,7 +85,7 @@ def test_another_model_speaks_where_that_of_the_part_was_not_run(stored):
     assert box.said[0].sentence == "It hurts." and "(maze, ten blocks)" in box.said[0].number
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@tiny.every(section=SECTIONS)
 def test_every_chapter_has_a_finding_with_a_number_and_a_verdict(section):
     box = findings.finding(section)
     assert all(one.sentence.endswith(".") and "{" not in one.sentence for one in box.said)

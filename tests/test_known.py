@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import cosutils as cos
-import tiny
 from cosutils.hooks.inject import inject_each, noise_at_step, renoise
 from cosutils.measures import behaviour, chain
 from cosutils.mini import known, tasks
@@ -77,6 +76,7 @@ def test_one_pass_decides_at_once_and_draws_later(traces):
     assert (values["drawing_gain"] == 1).all() and (values["decision_gain"] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_hop_is_made_from_the_answer_before_it_alone(traces):
     found = traces("hop")
     leads = np.array([[one.names[k] for k in one.evidence.argmax(1)] for one in found])
@@ -87,6 +87,7 @@ def test_a_hop_is_made_from_the_answer_before_it_alone(traces):
     assert chain.decision(found)[:, 4] == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", [noise_at_step, renoise])
 def test_an_erased_state_breaks_the_chain_and_a_kept_one_does_not(edit):
     pipe, scores = known.pipeline("hop", SHELVES), []
@@ -127,7 +128,8 @@ def test_a_frame_waits_for_the_one_before_it():
     assert not puzzle.score(film).solved and chain.leading(puzzle, film[:4]) != puzzle.answer
 
 
-@tiny.every(task=tasks.NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", tasks.NAMES)
 def test_every_mechanism_takes_every_task(task):
     puzzle = tasks.sample(task, 1)
     for name in known.MECHANISMS:

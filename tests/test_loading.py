@@ -266,6 +266,7 @@ def test_the_alpha_of_a_file_written_by_diffusers_is_read(two_experts, tmp_path)
     assert active_lora(adapted)["transformer"] == {"0_pytorch_lora_weights": 1.0}
 
 
+@pytest.mark.slow
 def test_each_expert_gets_its_own_lora_and_several_add_up(two_experts, tmp_path):
     pipe = load(two_experts, "paper", torch.float32)
     files = {name: str(tmp_path / f"{name}.safetensors") for name in ("transformer", "transformer_2")}
@@ -330,6 +331,7 @@ def test_surplus_layers_of_a_lora_are_named_and_the_others_loaded(two_experts, t
     torch.testing.assert_close(adapted, latents(plain), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_refused_lora_leaves_nothing_behind(two_experts, tmp_path):
     pipe = load(two_experts, "paper", torch.float32)
     save_lora(tmp_path / "good.safetensors", pipe.transformer)
@@ -488,6 +490,7 @@ def given(pipe):
     return {name: pipe.config[name] for name in ("boundary_ratio", "expand_timesteps")}
 
 
+@pytest.mark.slow
 def test_the_waiting_encoder_stays_a_component_like_any_other(two_experts, tmp_path):
     pipe = load(two_experts)
     encoder = pipe.text_encoder
@@ -650,6 +653,7 @@ def test_an_embedded_model_whose_weights_are_not_finite_is_refused(embedded, val
         load("cos-mini")
 
 
+@pytest.mark.slow
 def test_identity_follows_the_content(two_experts, tmp_path):
     pipe = load(two_experts, "paper", torch.float32)
     first = identity(pipe)

@@ -146,8 +146,10 @@ def test_prompts_that_would_be_cut_or_not_understood_are_refused(pipe, prompt, m
 
 
 def test_a_further_word_changes_no_other(monkeypatch, pipe):
-    monkeypatch.setattr(text, "WORDS", (*text.WORDS, "zebra"))
-    more = text.build_text_encoder().state_dict()
-    for name, weight in pipe.text_encoder.state_dict().items():
-        assert torch.equal(more[name][: len(weight)], weight)
-    assert more["shared.weight"].shape[0] == text.FIRST + 1 == len(text.build_tokenizer())
+    before, states = len(text.WORDS) + 3, [pipe.text_encoder.state_dict()]
+    for word in ("zebra", "yak"):  # of one further task, and of another
+        monkeypatch.setattr(text, "WORDS", (*text.WORDS, word))
+        states.append(text.build_text_encoder().state_dict())
+        for name, weight in states[-2].items():
+            assert torch.equal(states[-1][name][: len(weight)], weight)
+    assert states[-1]["shared.weight"].shape[0] == before + 2 == len(text.build_tokenizer())

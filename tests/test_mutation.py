@@ -242,6 +242,19 @@ CHANGES = {
         "hooks/ensemble.py", "list(range(keep, batch, group))", "list(range(group - 1 - keep, batch, group))",
         "test_ensemble.py::test_a_single_continuation_is_that_row_of_the_ensemble[a14b-euler-fp32]",
     ),
+    "a pipeline left interrupted": Change(
+        "hooks/ensemble.py", "        pipe._interrupt = False", "        pass",
+        "test_ensemble.py::test_all_is_undone_after_an_exception",
+    ),
+    "the hook of a whole model left on": Change(
+        "hooks/_blocks.py", "stack.callback(model.register_forward_pre_hook(begins).remove)",
+        "model.register_forward_pre_hook(begins)", "test_capture.py::test_all_is_undone_after_an_exception_in_the_run",
+    ),
+    "the counting hook left on": Change(
+        "measures/planning.py", "stack.callback(model.register_forward_pre_hook(add, with_kwargs=True).remove)",
+        "model.register_forward_pre_hook(add, with_kwargs=True)",
+        "test_planning.py::test_passes_leave_nothing_behind_after_an_error",
+    ),
     "an average over something else than seeds": Change(
         "measures/planning.py", "shared = (1 - sigma) * x0.mean(0, keepdim=True)",
         "shared = (1 - sigma) * x0.mean(1, keepdim=True)",

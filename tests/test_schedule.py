@@ -50,7 +50,8 @@ def test_diffusers_own_schedule_is_shifted_twice():
     assert flow_sigmas(50, 5.0)[-2] == pytest.approx(0.0926, abs=1e-4)
 
 
-@tiny.every(timestep_dtype=["float32", "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("timestep_dtype", ["float32", "bfloat16"])
 def test_the_stock_pipeline_runs_on_it(timestep_dtype):
     pipe = tiny.build("a14b")
     pipe.scheduler = ExactEulerScheduler(shift=5.0, timestep_dtype=timestep_dtype)

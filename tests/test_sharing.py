@@ -161,6 +161,7 @@ def test_another_thread_is_refused(pipe, use):
     assert torch.equal(run.latents, plain)
 
 
+@pytest.mark.slow
 def test_threads_with_a_pipeline_each_work_side_by_side():
     pipes = [tiny.build("wan21", seed=seed) for seed in (0, 1)]
     plain, runs = [call(pipe, kind="wan21") for pipe in pipes], {}

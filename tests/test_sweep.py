@@ -98,7 +98,7 @@ def test_a_grid_is_the_product_of_its_values(tmp_path, sample):  # noqa: F811
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("grid: [", "line 1: "),
+        ("grid: [", "line 2: did not find expected node"),
         ("grid:\n  task: maze\n\tseed: 3", "line 3: "),
         ("grid:\n  seed: 1\n  task: maze\n  seed: 2", "line 4: the key 'seed' stands there twice"),
         ("", "needs a grid of spec fields"),
@@ -298,7 +298,7 @@ def links(path: Path) -> list[Path]:
     return [path.parent / unquote(link) for link in reader.found]
 
 
-def test_the_status_counts_and_the_page_shows_films_and_labels(tmp_path, capsys, undisturbed):
+def test_the_status_counts_and_the_page_shows_films_and_labels(tmp_path, capsys):
     seen = {"model": "cos-mini", "preset": "mini", "task": "maze", "seed": "0..2", "steps": 2, "keep": "steps 0"}
     file = written(tmp_path, seen | {"condition": ["plain", FAILS]})
     study = read(file)
@@ -338,6 +338,10 @@ def test_the_status_counts_and_the_page_shows_films_and_labels(tmp_path, capsys,
         notes.write_text(line)
         with pytest.raises(ValueError, match=words):
             page(study)
+
+
+@pytest.mark.slow
+def test_the_status_of_a_finished_study(undisturbed):
     assert re.match(r"grid-\w+: 16 runs, 16 done, 0 running, 0 failed, 0 to do\n", status(undisturbed[0]))
 
 

@@ -208,6 +208,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(copied, 
     assert digests(copied.out) == before and not torch.distributed.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_no_number_ends_the_run_too(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
     with pytest.raises(

@@ -10,6 +10,7 @@ from PIL import Image
 from test_films import ffmpeg, overwrite, shorten, square
 
 import cosutils as cos
+import tiny
 from cosutils import vbvr
 from cosutils.films import read_film, write_film
 from cosutils.mini.export import export
@@ -202,7 +203,7 @@ def test_a_prompt_is_read_as_any_editor_saves_it(copy, encoding, newline):
     assert vbvr.read(copy[0])[0].prompt == "Swap ♦ and ä.\nStop."
 
 
-@pytest.mark.parametrize("name", ["a [1] 50%d", "-x", "x:y ä ♦", "~"])
+@tiny.every(name=["a [1] 50%d", "-x", "x:y ä ♦", "~"])
 def test_a_benchmark_may_lie_anywhere(copy, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

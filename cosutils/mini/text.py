@@ -34,7 +34,9 @@ def build_text_encoder(seed: int = 0) -> UMT5EncoderModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = UMT5EncoderModel(config)
-        encoder.resize_token_embeddings(len(WORDS) + 3, mean_resizing=False)
+        words = encoder.resize_token_embeddings(len(WORDS) + 3, mean_resizing=False).weight.data
+        for row in range(FIRST, len(words)):
+            words[row] = torch.randn(words.shape[1], generator=torch.Generator().manual_seed(seed + row))
         return encoder.eval().requires_grad_(False)
 
 
