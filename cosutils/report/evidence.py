@@ -164,12 +164,12 @@ def verdict_map(findings: Sequence[Finding]) -> Figure:
     for row, key in enumerate(keys):
         verdicts = [f.verdict for f in findings if f.key == key and f.task]
         text = f"{verdicts.count('supported')} of {len(verdicts)}" if verdicts else NOT_MEASURED
-        ax.text(len(tasks) - 0.35, row, text, ha="left", va="center", fontsize=8)
+        ax.text(len(tasks) - 0.35, row, text, ha="left", va="center", fontsize=9)
     ax.imshow(codes, cmap=ListedColormap(_COLOURS), vmin=-0.5, vmax=len(SIGNS) - 0.5, aspect="auto")
-    ax.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks], rotation=45, ha="left", fontsize=8)
+    ax.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks], rotation=45, ha="left", fontsize=9)
     ours = {f.key for f in findings if f.ours}
     names = [key.replace("_", " ").replace(".", ": ") + " (ours)" * (key in ours) for key in keys]
-    ax.set_yticks(range(len(keys)), names, fontsize=8)
+    ax.set_yticks(range(len(keys)), names, fontsize=9)
     ax.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     ax.set_xticks(np.arange(len(tasks) + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(len(keys) + 1) - 0.5, minor=True)
