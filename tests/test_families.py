@@ -323,6 +323,7 @@ def test_decode_gives_the_pipelines_own_pixels(kind, tmp_path):
     assert torch.equal(again.decode([0, -1]), pixels)
 
 
+@pytest.mark.slow
 @tiny.every(kind=RESUMABLE)
 def test_resume_and_sweeps_equal_full_runs(kind):
     pipe, run = pipeline(kind), recorded(kind)

@@ -144,6 +144,7 @@ def test_contexts_nest_in_any_order_and_edits_compose():
     assert torch.equal(inside.latents, outside.latents) and sorted(inside.edits) == [1, 3]
 
 
+@pytest.mark.slow
 @tiny.every(solver=tiny.SOLVERS)
 def test_a_batch_is_disturbed_like_its_members(solver):
     pipe = tiny.build("a14b", solver)
@@ -236,6 +237,7 @@ def times(scale):
     return lambda x, step, sigma, x0: x * scale
 
 
+@pytest.mark.slow
 def test_functions_and_edits_compose_and_tell_what_they_hold():
     pipe, names = tiny.build("a14b"), []
     for scale in (2.0, 3.0):

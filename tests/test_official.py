@@ -366,6 +366,7 @@ def test_missing_and_damaged_answers_are_errors(kit, puzzles, answers, tmp_path)
         official.score(puzzles, mine, tmp_path / "work")
 
 
+@pytest.mark.slow
 @tiny.every(name=["ground_truth.mp4", "final_frame.png", "first_frame.png"])
 def test_a_damaged_truth_is_an_error(kit, bench, answers, tmp_path, name):
     kit()

@@ -143,6 +143,7 @@ def test_a_batch_equals_its_members(kind):
     assert both.info["seeds"] == [1, 2]
 
 
+@pytest.mark.slow
 @tiny.every(kind=tiny.KINDS)
 def test_decode_gives_the_pipelines_own_pixels(kind):
     pipe = tiny.build(kind)

@@ -220,6 +220,7 @@ def test_a_step_film_is_the_decoded_estimate_and_the_last_one_the_answer(pipe, p
     assert np.array_equal(look.step_films()[-1], look.answer())
 
 
+@pytest.mark.slow
 def test_finished_work_is_skipped_and_unfinished_work_is_done_again(pipe, puzzle, tmp_path):
     look = run(pipe, puzzle, tmp_path)
     before = look.film.stat().st_mtime_ns
