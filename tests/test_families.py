@@ -310,6 +310,7 @@ def test_the_map_shows_a_change_where_it_is(kind):
     assert change.nonzero().tolist() == [[n // p for n, p in zip(place, PATCH[kind], strict=True)]]
 
 
+@pytest.mark.slow
 @tiny.every(kind=[*families.KINDS, "ltx_timed"])
 def test_decode_gives_the_pipelines_own_pixels(kind, tmp_path):
     pipe = families.build(kind) if kind == "ltx_timed" else pipeline(kind)
@@ -339,6 +340,7 @@ def test_resume_and_sweeps_equal_full_runs(kind):
 
 
 # HunyuanVideo's pipeline rounds the timestep as its latents are, which a call begins with in float32
+@pytest.mark.slow
 @tiny.every(kind=[kind for kind in RESUMABLE if not kind.startswith("hunyuan")])
 def test_a_sweep_in_bfloat16_equals_full_runs(kind):
     """What is put in at the step a call begins with is rounded as the states of a whole call are."""

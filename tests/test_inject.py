@@ -171,6 +171,7 @@ def test_a_sweep_of_a_run_without_estimates_makes_them_anew():
     assert torch.equal(output.frames, run_with(pipe, renoise(2)).latents)
 
 
+@pytest.mark.slow
 def test_a_sweep_shares_prefixes():
     """Noise at each of N steps costs (N + 1) / 2 runs instead of N."""
     pipe = tiny.build("wan21")

@@ -39,6 +39,7 @@ def test_progress_is_the_share_of_steps_that_are_done():
     assert [known.progress(float(s)) for s in flow_sigmas(10, 5.0)[:-1]] == pytest.approx(np.arange(10) / 10, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_guess_holds_all_answers_alike_and_ends_in_any_of_them(traces):
     found = traces("guess")
     assert chain.alive(found)[:, 0] == pytest.approx(4, abs=0.01) and chain.alive(found)[:, -1] == pytest.approx(

@@ -279,6 +279,7 @@ def test_bad_input_is_refused_in_one_sentence(call, message):
 LARGE = dict(pixels=160, frames=33)
 
 
+@pytest.mark.slow
 @every_task
 def test_the_same_puzzle_at_another_size_is_read_the_same(name):
     small, large = tasks.sample(name, 4), tasks.sample(name, 4, **LARGE)
