@@ -311,7 +311,7 @@ def test_the_map_shows_a_change_where_it_is(kind):
 
 
 @pytest.mark.slow
-@tiny.every(kind=[*families.KINDS, "ltx_timed"])
+@pytest.mark.parametrize("kind", [*families.KINDS, "ltx_timed"])
 def test_decode_gives_the_pipelines_own_pixels(kind, tmp_path):
     pipe = families.build(kind) if kind == "ltx_timed" else pipeline(kind)
     with record(pipe) as run:
@@ -325,7 +325,7 @@ def test_decode_gives_the_pipelines_own_pixels(kind, tmp_path):
 
 
 @pytest.mark.slow
-@tiny.every(kind=RESUMABLE)
+@pytest.mark.parametrize("kind", RESUMABLE)
 def test_resume_and_sweeps_equal_full_runs(kind):
     pipe, run = pipeline(kind), recorded(kind)
     for step in (0, 2):
@@ -341,7 +341,7 @@ def test_resume_and_sweeps_equal_full_runs(kind):
 
 # HunyuanVideo's pipeline rounds the timestep as its latents are, which a call begins with in float32
 @pytest.mark.slow
-@tiny.every(kind=[kind for kind in RESUMABLE if not kind.startswith("hunyuan")])
+@pytest.mark.parametrize("kind", [kind for kind in RESUMABLE if not kind.startswith("hunyuan")])
 def test_a_sweep_in_bfloat16_equals_full_runs(kind):
     """What is put in at the step a call begins with is rounded as the states of a whole call are."""
     pipe = families.build(kind, torch.bfloat16)

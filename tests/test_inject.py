@@ -145,7 +145,7 @@ def test_contexts_nest_in_any_order_and_edits_compose():
 
 
 @pytest.mark.slow
-@tiny.every(solver=tiny.SOLVERS)
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
 def test_a_batch_is_disturbed_like_its_members(solver):
     pipe = tiny.build("a14b", solver)
     both = run_with(pipe, noise_at_step(2), prompt=["a ball", "the maze"], seed=[1, 2]).latents

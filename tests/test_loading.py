@@ -386,7 +386,7 @@ def test_what_is_no_lora_is_refused(two_experts, tmp_path):
 
 
 @pytest.mark.slow
-@tiny.every(kind=tiny.KINDS)
+@pytest.mark.parametrize("kind", tiny.KINDS)
 def test_each_prompt_is_encoded_once(kind, tmp_path):
     pipe = load(tiny.saved(kind, tmp_path / kind), dtype=torch.bfloat16)
     plain = WanImageToVideoPipeline(**pipe.components, **given(pipe))

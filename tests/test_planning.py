@@ -91,7 +91,7 @@ def test_averages_do_what_the_formula_says(pipe, what):
 
 
 @pytest.mark.slow
-@tiny.every(what=["x0", "latents", "rescaled"])
+@pytest.mark.parametrize("what", ["x0", "latents", "rescaled"])
 def test_averages_of_one_seed_or_of_equal_seeds(pipe, what):
     plain = pipe(**tiny.call()).frames
     with average(pipe, what, [1, 2]):

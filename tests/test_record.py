@@ -144,7 +144,7 @@ def test_a_batch_equals_its_members(kind):
 
 
 @pytest.mark.slow
-@tiny.every(kind=tiny.KINDS)
+@pytest.mark.parametrize("kind", tiny.KINDS)
 def test_decode_gives_the_pipelines_own_pixels(kind):
     pipe = tiny.build(kind)
     arguments = tiny.call(prompt=["a ball", "the maze"], seed=[1, 2], output_type="np", kind=kind)
