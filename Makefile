@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 test: .venv/.installed
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-# the tests that run no notebooks, altered copies, further processes, compilers or longer trainings: those marked slow
+# the tests that are not marked slow: no notebooks, altered copies, compilers or trainings; of every grid a part
 quick: .venv/.installed
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests
 

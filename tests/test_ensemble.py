@@ -53,6 +53,7 @@ def test_one_seed_is_a_plain_run(kind, dtype, mode):
     untouched(pipe)
 
 
+@pytest.mark.slow
 @tiny.every(kind=tiny.KINDS, mode=["token", "pooled"])
 def test_identical_noise_changes_nothing(kind, mode):
     pipe = tiny.build(kind)
@@ -113,6 +114,7 @@ def test_a_single_continuation_is_that_row_of_the_ensemble(kind, solver, dtype):
     untouched(pipe)
 
 
+@pytest.mark.slow
 def test_the_cost_beyond_the_merged_steps_is_one_run(pipe):
     (_, run), seen = rows_run(pipe, layers=1, steps=[0], **tiny.call([P] * 3, seed=[0, 1, 2]))
     branches, steps, merged = 2, 5, 1

@@ -127,6 +127,7 @@ def test_own_states_change_nothing(pipe):
     assert np.array_equal(films, recorded(pipe, sample, **CALL).decode()[:, 0].numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 1])
 def test_at_its_step_an_exchange_is_read_before_a_later_step_can_overrule_it(pipe, step):
     sample = tasks.find_shape.sample(0)

@@ -310,7 +310,8 @@ def test_the_map_shows_a_change_where_it_is(kind):
     assert change.nonzero().tolist() == [[n // p for n, p in zip(place, PATCH[kind], strict=True)]]
 
 
-@tiny.every(kind=[*families.KINDS, "ltx_timed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*families.KINDS, "ltx_timed"])
 def test_decode_gives_the_pipelines_own_pixels(kind, tmp_path):
     pipe = families.build(kind) if kind == "ltx_timed" else pipeline(kind)
     with record(pipe) as run:
@@ -323,7 +324,8 @@ def test_decode_gives_the_pipelines_own_pixels(kind, tmp_path):
     assert torch.equal(again.decode([0, -1]), pixels)
 
 
-@tiny.every(kind=RESUMABLE)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RESUMABLE)
 def test_resume_and_sweeps_equal_full_runs(kind):
     pipe, run = pipeline(kind), recorded(kind)
     for step in (0, 2):
@@ -338,7 +340,8 @@ def test_resume_and_sweeps_equal_full_runs(kind):
 
 
 # HunyuanVideo's pipeline rounds the timestep as its latents are, which a call begins with in float32
-@tiny.every(kind=[kind for kind in RESUMABLE if not kind.startswith("hunyuan")])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in RESUMABLE if not kind.startswith("hunyuan")])
 def test_a_sweep_in_bfloat16_equals_full_runs(kind):
     """What is put in at the step a call begins with is rounded as the states of a whole call are."""
     pipe = families.build(kind, torch.bfloat16)

@@ -144,7 +144,8 @@ def test_contexts_nest_in_any_order_and_edits_compose():
     assert torch.equal(inside.latents, outside.latents) and sorted(inside.edits) == [1, 3]
 
 
-@tiny.every(solver=tiny.SOLVERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
 def test_a_batch_is_disturbed_like_its_members(solver):
     pipe = tiny.build("a14b", solver)
     both = run_with(pipe, noise_at_step(2), prompt=["a ball", "the maze"], seed=[1, 2]).latents
@@ -170,6 +171,7 @@ def test_a_sweep_of_a_run_without_estimates_makes_them_anew():
     assert torch.equal(output.frames, run_with(pipe, renoise(2)).latents)
 
 
+@pytest.mark.slow
 def test_a_sweep_shares_prefixes():
     """Noise at each of N steps costs (N + 1) / 2 runs instead of N."""
     pipe = tiny.build("wan21")
@@ -236,6 +238,7 @@ def times(scale):
     return lambda x, step, sigma, x0: x * scale
 
 
+@pytest.mark.slow
 def test_functions_and_edits_compose_and_tell_what_they_hold():
     pipe, names = tiny.build("a14b"), []
     for scale in (2.0, 3.0):

@@ -39,6 +39,7 @@ def test_progress_is_the_share_of_steps_that_are_done():
     assert [known.progress(float(s)) for s in flow_sigmas(10, 5.0)[:-1]] == pytest.approx(np.arange(10) / 10, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_guess_holds_all_answers_alike_and_ends_in_any_of_them(traces):
     found = traces("guess")
     assert chain.alive(found)[:, 0] == pytest.approx(4, abs=0.01) and chain.alive(found)[:, -1] == pytest.approx(
@@ -67,6 +68,7 @@ def test_the_guess_is_the_posterior_mean_and_does_not_see_which_answer_is_right(
     assert torch.allclose(known.guess(x, 0.6, a), (weights[:, None, None, None, None] * films).sum(0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_pass_decides_at_once_and_draws_later(traces):
     found = traces("one_pass")
     values = chain.measures(found)
@@ -108,6 +110,7 @@ def test_the_chain_along_the_steps_needs_its_steps():
     assert chain.decision(few)[:, -1].mean() <= 0.25
 
 
+@pytest.mark.slow
 def test_frames_settle_one_after_the_other(traces):
     found = traces("frames")
     steps = chain.settling(found)

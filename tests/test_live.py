@@ -55,6 +55,7 @@ def test_a_graph_is_the_same_every_time_and_holds_every_weight(export_live):
         assert value.tobytes() in graph or np.ascontiguousarray(value.T).tobytes() in graph, name
 
 
+@pytest.mark.slow
 def test_the_page_gets_the_puzzles_and_the_embeddings_of_the_tasks(export_live):
     prompts: dict[str, str] = {}
     worlds = export_live.worlds(prompts)

@@ -385,7 +385,8 @@ def test_what_is_no_lora_is_refused(two_experts, tmp_path):
             add_lora(pipe, lora)
 
 
-@tiny.every(kind=tiny.KINDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", tiny.KINDS)
 def test_each_prompt_is_encoded_once(kind, tmp_path):
     pipe = load(tiny.saved(kind, tmp_path / kind), dtype=torch.bfloat16)
     plain = WanImageToVideoPipeline(**pipe.components, **given(pipe))
@@ -609,6 +610,7 @@ def test_the_papers_settings_serve_models_with_one_expert(kind, tmp_path):
     assert recorded.latents.isfinite().all()
 
 
+@pytest.mark.slow
 def test_odd_names_and_the_home_folder(embedded, two_experts, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     odd = tmp_path / "a [b] *c* %d {e} ü 'f'"

@@ -57,6 +57,7 @@ def test_codec_refuses_wrong_sizes(codec, shape):
         codec.encode(torch.zeros(shape))
 
 
+@pytest.mark.slow
 def test_every_word_of_every_prompt_is_known():
     tokenizer = text.build_tokenizer()
     for name in tasks.NAMES:

@@ -27,6 +27,7 @@ def test_the_part_of_a_puzzle_follows_from_what_it_shows_and_asks(name):
         assert split.identity(again) == identity
 
 
+@pytest.mark.slow
 def test_parts_hold_the_shares_they_are_to():
     found = Counter(split.part(tasks.sample("find_shape", seed)) for seed in range(2000))
     assert found["report"] / 2000 == pytest.approx(0.1, abs=0.03)

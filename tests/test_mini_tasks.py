@@ -279,6 +279,7 @@ def test_bad_input_is_refused_in_one_sentence(call, message):
 LARGE = dict(pixels=160, frames=33)
 
 
+@pytest.mark.slow
 @every_task
 def test_the_same_puzzle_at_another_size_is_read_the_same(name):
     small, large = tasks.sample(name, 4), tasks.sample(name, 4, **LARGE)
@@ -294,6 +295,7 @@ def test_the_same_puzzle_at_another_size_is_read_the_same(name):
             assert large.score(control(kind, large)) == small.score(control(kind, small))
 
 
+@pytest.mark.slow
 def test_a_film_is_read_by_the_mean_of_its_blocks_at_every_mth_frame():
     small = tasks.maze.sample(0)
     large = tasks.maze.sample(0, pixels=240, frames=49)

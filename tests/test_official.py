@@ -20,7 +20,6 @@ from PIL import Image
 from test_films import ffmpeg, overwrite, shorten, square
 
 import cosutils as cos
-import tiny
 from cosutils import vbvr
 from cosutils.films import write_film
 from cosutils.pipelines.loading import data_folder
@@ -366,7 +365,8 @@ def test_missing_and_damaged_answers_are_errors(kit, puzzles, answers, tmp_path)
         official.score(puzzles, mine, tmp_path / "work")
 
 
-@tiny.every(name=["ground_truth.mp4", "final_frame.png", "first_frame.png"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ground_truth.mp4", "final_frame.png", "first_frame.png"])
 def test_a_damaged_truth_is_an_error(kit, bench, answers, tmp_path, name):
     kit()
     shutil.copytree(bench / SPLITS[1], tmp_path / "bench" / SPLITS[1])

@@ -27,7 +27,9 @@ def first_film(films):
     return -np.arange(len(films))
 
 
-@tiny.every(solver=tiny.SOLVERS, kind=tiny.KINDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("solver", tiny.SOLVERS)
 def test_the_chosen_seed_ends_where_it_ends_alone(kind, solver):
     pipe = tiny.build(kind, solver)
     output, row = choose_early(pipe, 2, lambda films: [0, 0, 1], **tiny.call(**THREE, kind=kind))
@@ -36,6 +38,7 @@ def test_the_chosen_seed_ends_where_it_ends_alone(kind, solver):
     untouched(pipe)
 
 
+@pytest.mark.slow
 def test_ratings_are_of_the_estimates_at_the_stop(pipe):
     seen = []
     with record(pipe) as run:
@@ -87,7 +90,8 @@ def test_averages_do_what_the_formula_says(pipe, what):
     untouched(pipe)
 
 
-@tiny.every(what=["x0", "latents", "rescaled"])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["x0", "latents", "rescaled"])
 def test_averages_of_one_seed_or_of_equal_seeds(pipe, what):
     plain = pipe(**tiny.call()).frames
     with average(pipe, what, [1, 2]):

@@ -143,7 +143,8 @@ def test_a_batch_equals_its_members(kind):
     assert both.info["seeds"] == [1, 2]
 
 
-@tiny.every(kind=tiny.KINDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", tiny.KINDS)
 def test_decode_gives_the_pipelines_own_pixels(kind):
     pipe = tiny.build(kind)
     arguments = tiny.call(prompt=["a ball", "the maze"], seed=[1, 2], output_type="np", kind=kind)
@@ -312,7 +313,7 @@ def test_a_part_of_a_batch_is_resumed_with_its_own_facts():
         resume(pipe, one, 2, **tiny.call(["a ball"], seed=[2], kind="wan21"))
 
 
-@pytest.mark.parametrize("edit", ["average", "function"])
+@tiny.every(edit=["average", "function"])
 def test_resume_within_the_same_context_does_not_act_twice(edit):
     pipe = tiny.build("a14b")
     call = {"prompt": ["a ball", "the maze"], "seed": [1, 2]}

@@ -75,6 +75,7 @@ def test_probes_ask_small_tokens_for_the_cell_under_their_middle():
     assert np.array_equal(labels.value.reshape(20, 20), probes.occupied(sample).value.repeat(2, 0).repeat(2, 1))
 
 
+@pytest.mark.slow
 def test_a_look_keeps_states_on_the_puzzles_grid(pipe):
     sample = tasks.find_shape.sample(0, frames=33)
     found = layers.activations(pipe, sample, probed=[0, 1], width=6, **CALL)

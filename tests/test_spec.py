@@ -164,6 +164,7 @@ def test_finished_work_is_skipped(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_sample_folder_runs_on_a_model_folder_with_two_experts(model, sample, tmp_path):
     spec = {"model": model, "preset": "paper", "sample": sample, "size": 32, "steps": 2, "keep": "latents"}
     path = run_one(spec, tmp_path / "out")

@@ -40,6 +40,7 @@ def test_a_swap_with_oneself_is_a_no_op(kind, dtype, mode):
     untouched(pipe)
 
 
+@pytest.mark.slow
 @tiny.every(change={"seed": {"seed": 1}, "first frame": {"image": tiny.image(3)}})
 def test_whole_states_of_the_same_prompt_give_the_same_answer_at_every_layer(change):
     pipe = tiny.build("a14b")

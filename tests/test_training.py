@@ -68,6 +68,7 @@ def digests(folder):
 
 
 # ---------------------------------------------------------------- a run, and going on with it
+@pytest.mark.slow
 def test_a_run_writes_what_it_promises(run):
     rows = train.read_log(run.out / "log.jsonl")
     assert [row["seen"] for row in rows] == [96, 192] and rows[1]["loss"] < rows[0]["loss"]
@@ -90,6 +91,7 @@ def test_a_run_goes_on_to_more_samples_and_ends_at_fewer(copied, samples):
     assert (digests(copied.out) == before) == (samples <= 192)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "shown"),
     [
@@ -117,6 +119,7 @@ def test_every_argument_is_compared_or_said_to_be_free():
     assert set(train.FREE) == {"out", "samples", "every", "device", "precision"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
@@ -134,6 +137,7 @@ def test_damaged_files_of_a_run_are_named(copied, name, damage, message):
         train.train(copied)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_versions_are_told(copied):
     state = train.read_state(copied.out / "checkpoint.pt")
     del state["arguments"]
@@ -195,6 +199,7 @@ def test_a_folder_is_replaced_or_stays(tmp_path, monkeypatch, when):
 
 
 # ---------------------------------------------------------------- numbers that are none
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(copied, run):
     path = copied.out / "checkpoint.pt"
     state = train.read_state(path)
@@ -247,6 +252,7 @@ def test_arguments_that_cannot_be_are_refused(tmp_path, changes, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot write into the folder .*file"):
@@ -265,6 +271,7 @@ def test_paths_may_begin_at_home(tmp_path, parent, monkeypatch):
     assert plan.out == parent.parent / "runs" and plan.init == parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -348,6 +355,7 @@ def test_a_shallower_model_inherits_blocks_at_even_distances():
         train.inherit(build_transformer(layers=2, width=64), child)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_codec_is_refused(run, tmp_path):
     codec = PatchCodec(8)
     build_pipeline(codec, build_transformer(8, layers=1, width=32)).save_pretrained(tmp_path / "teacher")
@@ -395,6 +403,7 @@ def test_training_begins_from_nothing(run, tmp_path, monkeypatch):
     assert PatchCodec.from_pretrained(tmp_path / "run" / "model" / "vae").config.z_dim == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("within", ["seed", "content"])
 def test_a_model_is_chosen_on_validation_puzzles(run, within):
     """Neither a report puzzle nor a training one, and by content none of their parts."""
@@ -500,6 +509,7 @@ def test_the_score_command_refuses_in_one_sentence(parent, monkeypatch, capsys, 
 
 
 # ---------------------------------------------------------------- release
+@pytest.mark.slow
 def test_a_release_loads_and_an_altered_one_is_refused(run, tmp_path, monkeypatch):
     folder = tmp_path / "cos-mini"
     monkeypatch.setattr(release, "codec_error", functools.partial(release.codec_error, films=1))
@@ -519,6 +529,7 @@ def test_a_release_loads_and_an_altered_one_is_refused(run, tmp_path, monkeypatc
         load("cos-mini")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
@@ -538,6 +549,7 @@ def test_a_run_that_is_not_whole_is_not_released(copied, tmp_path, lost, message
     assert list((tmp_path / "there").iterdir()) == []  # what was there is not lost
 
 
+@pytest.mark.slow
 def test_a_release_does_not_replace_its_run(copied):
     with pytest.raises(ValueError, match="cannot take the place of its run"):
         release.release(copied.out, copied.out / "model")

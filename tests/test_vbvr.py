@@ -94,6 +94,7 @@ def test_a_choice_that_cannot_be_met_is_refused(choice, error, words):
         vbvr.read(TRUTH, **choice)
 
 
+@pytest.mark.slow
 def test_our_own_export_is_read_back(tmp_path):
     sample = cos.tasks.maze.sample(seed=3)
     export([sample], tmp_path)
@@ -294,6 +295,7 @@ def test_answers_lie_where_the_evaluator_looks_and_finished_work_is_known(tmp_pa
         vbvr.check_answers(puzzles, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_answer_belongs_to_a_puzzle_by_its_content_not_by_its_name(copy, tmp_path):
     root, sample = copy
     (puzzle,) = vbvr.read(root, pixels=64, frames=5)

@@ -210,6 +210,7 @@ def test_an_answer_lies_in_the_official_layout_with_all_that_was_seen(pipe, puzz
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_step_film_is_the_decoded_estimate_and_the_last_one_the_answer(pipe, puzzle, tmp_path):
     look = run(pipe, puzzle, tmp_path)
     with cos.record(pipe, keep="x0") as again:
@@ -220,6 +221,7 @@ def test_a_step_film_is_the_decoded_estimate_and_the_last_one_the_answer(pipe, p
     assert np.array_equal(look.step_films()[-1], look.answer())
 
 
+@pytest.mark.slow
 def test_finished_work_is_skipped_and_unfinished_work_is_done_again(pipe, puzzle, tmp_path):
     look = run(pipe, puzzle, tmp_path)
     before = look.film.stat().st_mtime_ns
@@ -231,6 +233,7 @@ def test_finished_work_is_skipped_and_unfinished_work_is_done_again(pipe, puzzle
     assert run(pipe, puzzle, tmp_path).film.is_file()
 
 
+@pytest.mark.slow
 def test_a_custom_puzzle_is_kept_by_its_content(pipe, puzzle, tmp_path):
     sizes = dict(pixels=32, frames=5)
     first, second = (vbvr.custom(puzzle.image, prompt, "mine", **sizes) for prompt in ("Go left.", "Go right."))
