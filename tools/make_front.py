@@ -73,11 +73,12 @@ def _bars(ax: Axes, places: np.ndarray, numbers: list[dict[str, Any]], **style: 
 
 def deciding(results: pathlib.Path) -> str:
     """What all steps change against the first, for each depth: which answer leads, and whether the film is exact."""
-    numbers = {model: read_numbers(results / folder / "06_self_correction.json") for model, folder in MODELS.items()}
+    records = {model: results / MODELS[model] / "06_self_correction.json" for model in ("ten blocks", "three blocks")}
+    numbers = {model: read_numbers(path) for model, path in records.items()}
     tasks = ["rotation", "bounce", "maze", "two_routes"]
     with mpl.rc_context(STYLE):
         fig, axes = plt.subplots(1, 2, figsize=(7, 2.9), sharey=True, sharex=True, layout="constrained")
-        for ax, model in zip(axes, reversed(MODELS), strict=True):
+        for ax, model in zip(axes, reversed(numbers), strict=True):
             places = np.arange(len(tasks))
             for shift, measure, style in (
                 (0.14, "net", {"fmt": "o", "color": BLUE}),
