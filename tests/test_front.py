@@ -62,8 +62,8 @@ def test_the_first_sentences_hold_the_stored_numbers(front, page):
         one = next(one for one in found["lengths"] if one["length"] == rungs)
         assert interval_text(one["gain"]) in text and found["verdict"] in text
         if variant == "memory":
-            said = f"in {one['first']['value']:.2f} of the puzzles after one step and in {one['end']['value']:.2f} after 32"
-            assert said in " ".join(text.split())
+            first, end = (f"{one[part]['value']:.2f}" for part in ("first", "end"))
+            assert f"in {first} of the puzzles after one step and in {end} after 32" in " ".join(text.split())
 
 
 def test_only_on_rotation_do_three_blocks_decide_more_than_they_spoil():
