@@ -115,8 +115,9 @@ def test_the_explorers_examples_are_what_they_are_called(opened):
     assert first[0] - first[1] < 0.1 and last[0] - last[1] > 0.5 and found["Changes its mind"][1][-1]
 
 
-def test_the_explorers_address_names_the_case(opened):
-    tab = opened(EXPLORER, query="#task=two_routes&puzzle=3&step=2&frame=9")
+@pytest.mark.parametrize("mark", ["#", "?"])
+def test_the_explorers_address_names_the_case(opened, mark):
+    tab = opened(EXPLORER, query=f"{mark}task=two_routes&puzzle=3&step=2&frame=9")
     values = {name: tab.input_value(f"#explorer-{name}") for name in ("task", "puzzle", "step", "frame")}
     assert values == {"task": "two_routes", "puzzle": "3", "step": "2", "frame": "9"}
     seen = pictures(tab)

@@ -157,6 +157,8 @@
   window.addEventListener("hashchange", visit);
   part("missing").hidden = true;
   part("body").hidden = false;
-  if (!location.hash.includes("=")) history.replaceState(null, "", `#${part("presets").firstElementChild.dataset.run}`);
+  if (!location.hash.includes("=")) { // other pages ask with "?": their scripts take "#..." for a place on the page itself
+    history.replaceState(null, "", `#${location.search.slice(1) || part("presets").firstElementChild.dataset.run}`);
+  }
   visit();
 })();
