@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tornado.websocket import WebSocketClientConnection, websocket_connect
@@ -75,4 +76,5 @@ def calls(page: pathlib.Path, function: str, arguments: Sequence[Any], profile: 
 
     profile: an empty folder. ConnectionError where Firefox ends before it answers.
     """
-    return asyncio.run(_calls(page, function, arguments, profile))
+    with ThreadPoolExecutor(1) as aside:  # playwright, where it runs too, keeps a loop in this thread
+        return aside.submit(lambda: asyncio.run(_calls(page, function, arguments, profile))).result()
