@@ -123,7 +123,7 @@ def testbed(summary: pathlib.Path) -> str:
                 ax.plot(rungs, value, color=colour, ls=dash, lw=2)
                 ax.fill_between(rungs, low, high, color=colour, alpha=0.18, lw=0)
             ax.axhline(0.2, color=INK, lw=0.8, alpha=0.5)
-            ax.set(title=f"{title}: {found['verdict']}", xlabel="rungs to follow", ylim=(0, 1.03), xticks=rungs)
+            ax.set(title=f"{title} (claim {found['verdict']})", xlabel="rungs to follow", ylim=(0, 1.03), xticks=rungs)
             three = found["lengths"][2]
             said.append(f"{title}, three rungs: {three['first']['value']:.2f} to {three['end']['value']:.2f}")
         axes[0].set_ylabel("share decided right")
