@@ -117,7 +117,6 @@ def _checked_texts(name: str, alt: str, caption: str | None) -> dict[str, str]:
 
 
 def _checked_sizes(fig: Figure, name: str) -> None:
-    fig.draw_without_rendering()  # tick labels have no text before
     small = [
         text for text in fig.findobj(Text) if text.get_text() and text.get_visible() and float(text.get_fontsize()) < 9
     ]
@@ -138,8 +137,6 @@ def show(fig: Figure, name: str, alt: str, caption: str | None = None) -> None:
     from IPython.display import display
 
     texts = _checked_texts(name, alt, caption)
-    _checked_sizes(fig, name)
-    text = f"figure {name}: {alt}\n{signature(fig)}"
     pixels = any(np.ndim(np.asarray(image.get_array())) == 3 for ax in fig.axes for image in ax.images)
     kind, buffer = ("image/png" if pixels else "image/svg+xml"), io.BytesIO()
     if pixels:
@@ -150,6 +147,8 @@ def show(fig: Figure, name: str, alt: str, caption: str | None = None) -> None:
         with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
             fig.savefig(buffer, format="svg", bbox_inches="tight", metadata=unsigned)
         data = buffer.getvalue().decode()
+    _checked_sizes(fig, name)  # tick labels have their text once they are drawn
+    text = f"figure {name}: {alt}\n{signature(fig)}"
     plt.close(fig)
     display({kind: data, "text/plain": text}, raw=True, metadata={kind: {"alt": alt}, "cos": texts})
 
