@@ -245,6 +245,38 @@ def test_a_maze_is_drawn_by_keyboard_and_kept_in_the_address(opened):
     assert finished(again) == drawn
 
 
+def embedded(tab, press: str) -> list[bool]:
+    """Does a right answer lead, step by step, in a chapter's run after a press of `press`?"""
+    tab.click(f".live-embed {press}")
+    tab.wait_for_function("document.querySelector('.live-embed').cosRun().done")
+    run = tab.evaluate(
+        "(({ states, right }) => [states.map((s) => s.shares), right])(document.querySelector('.live-embed').cosRun())"
+    )
+    return [bool(run[1][int(np.argmax(shares))]) for shares in run[0]]
+
+
+@pytest.mark.parametrize("page", ["02_chain_of_steps", "03_noise", "08_layers", "11_ensemble"])
+def test_a_model_in_a_chapter_keeps_the_word_of_its_text(opened, page):
+    tab = opened(PAGES / "notebooks" / f"{page}.html", width=390)
+    plain = embedded(tab, "[data-start]")
+    ends = {}
+    for button in tab.locator(".live-embed [data-edit]").all():
+        value = button.get_attribute("data-value")
+        press = f"[data-edit={button.get_attribute('data-edit')}]" + (f"[data-value='{value}']" if value else "")
+        ends[button.inner_text()] = embedded(tab, press)[-1]
+        assert embedded(tab, "[data-start]") == plain  # undone
+    if page == "02_chain_of_steps":
+        assert not plain[0] and plain[-1]
+    elif page == "03_noise":
+        assert plain[-1] and ends == {"Noise all frames": False, "Renoise": True, "Restart": True}
+    elif page == "08_layers":
+        assert plain[-1] and list(ends.values()) == [False] * 3
+    seen = tab.evaluate("document.querySelector('.live-embed').cosRun().states.map((s) => s.shares)")
+    embedded(tab, "[data-seed]")
+    assert seen != tab.evaluate("document.querySelector('.live-embed').cosRun().states.map((s) => s.shares)")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_without_webassembly_the_page_says_so_and_leads_to_the_recorded_runs(opened):
     tab = opened(PAGE, before="delete window.WebAssembly")
     assert tab.locator("#live-missing a").get_attribute("href") == "explorer.html"

@@ -1,5 +1,5 @@
 // A model in the page: what Python's `cosutils` computes for one film, in the browser. ONNX Runtime Web does the
-// forwards (vendor/onnxruntime); data and graphs come from live/ (tools/export_live.py). Nothing here touches the page.
+// forwards (vendor/onnxruntime); data and graphs come from live/ (tools/export_live.py). Nothing here knows a page.
 "use strict";
 
 window.cosLive = (() => {
@@ -245,5 +245,99 @@ window.cosLive = (() => {
     };
   }
 
-  return { CELLS, SIDE, loadWorlds, loadModel, noise, sigmas, condition, velocity, draw, puzzle, maze, step };
+  // A run: its plan, an entry for each step, and the states of the steps computed so far. An edit changes the plan from
+  // a step on; what it changes shows when the run is computed again from that step.
+  function newRun({ model, world, puzzle, prompts, seed, steps }) {
+    const given = condition(model, puzzle.board), middle = Math.floor(model.blocks / 2), area = CELLS ** 2;
+    const plan = sigmas(steps, model.shift).slice(0, -1).map((sigma) => (
+      { sigma, edit: null, frame: null, prompt: puzzle.prompt, keep: Array(model.blocks).fill(1), merge: false }));
+    const drawn = (stream, row = 0) => noise(seed + row, stream, model.size);
+    let turn = 0, edited = 0;
+
+    // Compute the steps from `first` on, and call seen(step) after each. False if it was stopped, or begun again.
+    async function compute(first, seen) {
+      const mine = ++turn, seeds = plan.some((one) => one.merge) ? 3 : 1;
+      if (run.states[0]?.x.length !== seeds) first = 0;
+      run.states = run.states.slice(0, first);
+      for (let i = first; i < plan.length; i++) {
+        const { sigma, edit, frame, prompt, keep, merge } = plan[i], past = run.states[i - 1];
+        let x = past ? past.after : Array.from({ length: seeds }, (_, row) => drawn(0, row));
+        if (edit) {
+          const fresh = drawn(edit.stream), kept = edit.renoise && past;
+          x = x.map((_, row) => fresh.map((n, k) => (kept ? sigma * n + (1 - sigma) * past.x0[row][k] : n)));
+        }
+        if (frame) {
+          const fresh = drawn(frame.stream + i), there = (k) => Math.floor(k / area) % model.frames === frame.latent;
+          x = x.map((values) => values.map((value, k) => (there(k) ? fresh[k] : value)));
+        }
+        const state = await step(model, world, puzzle, given, prompts[prompt], x, sigma, plan[i + 1]?.sigma ?? 0, {
+          memory: past && sigma < past.sigma ? past.x0 : null,
+          keep,
+          merge: keep.map((_, block) => Number(merge && block === middle)),
+        });
+        if (mine !== turn) return false;
+        run.states.push(state);
+        seen(i);
+        await new Promise((done) => setTimeout(done));
+        if (mine !== turn) return false;
+      }
+      return true;
+    }
+
+    const fresh = (at, renoise = false) => ({ renoise, stream: 1000 * edited + at });
+    const edits = {
+      noise: (at) => { plan[at].edit = fresh(at); },
+      renoise: (at) => { plan[at].edit = fresh(at, true); },
+      restart: (at) => {
+        const left = sigmas(plan.length - at, model.shift);
+        plan.slice(at).forEach((one, k) => Object.assign(one, { sigma: left[k], edit: k ? null : fresh(at) }));
+      },
+      frame: (at, shown) => {
+        const frame = { latent: Math.ceil(shown / 4), stream: 1000 * edited + 500 };
+        for (const one of plan.slice(at)) one.frame = frame;
+      },
+      merge: (at) => { plan[at].merge = true; },
+      prompt: (at, text) => { for (const one of plan.slice(at)) one.prompt = text; },
+      block: (at, number) => {
+        const keep = plan[at].keep.map((kept, k) => (k === number ? 1 - kept : kept));
+        for (const one of plan.slice(at)) one.keep = keep;
+      },
+    };
+    const run = {
+      plan, compute, states: [],
+      stop: () => { turn += 1; },
+      done: () => run.states.length === plan.length,
+      edit: (name, at, value) => {
+        edited += 1;
+        edits[name](at, value);
+      },
+    };
+    return run;
+  }
+
+  // The answers of a puzzle as `answers.js` draws them.
+  const answersOf = ({ names, options, blank, films }) => names.map((name) => (
+    { name, right: name in films, cells: [...blank.keys()].filter((cell) => options[name][cell] !== blank[cell]) }));
+
+  // 80 x 80 x 3 values in [0, 1] on a canvas.
+  function paint(canvas, values) {
+    const image = new ImageData(SIDE, SIDE);
+    image.data.fill(255);
+    for (let i = 0; i < values.length; i++) image.data[i + Math.floor(i / 3)] = 255 * values[i];
+    canvas.width = canvas.height = SIDE;
+    canvas.getContext("2d").putImageData(image, 0, 0);
+  }
+
+  // What the leading answer of a state is, in words.
+  function leader({ shares, solved }, answers, done) {
+    const most = Math.max(0, ...shares), { name, right } = answers[shares.indexOf(most)] ?? {};
+    return most < 0.05 ? "none" : `${name} (${right ? "right" : "wrong"}${done && solved() ? ", solved" : ""})`;
+  }
+
+  function check() {
+    if (!window.WebAssembly || !window.DecompressionStream) throw new Error("this browser lacks WebAssembly or DecompressionStream");
+  }
+
+  return { CELLS, SIDE, check, loadWorlds, loadModel, noise, sigmas, condition, velocity, draw, puzzle, maze, step, newRun, answersOf,
+    paint, leader };
 })();

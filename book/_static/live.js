@@ -2,18 +2,17 @@
 "use strict";
 
 (() => {
-  const live = window.cosLive, { chart, table, outline } = window.cosAnswers;
+  const live = window.cosLive, { chart, table, outline } = window.cosAnswers, { paint } = live;
   const part = (name) => document.getElementById(`live-${name}`);
   const [model, task, puzzle, seed, steps, step, frame] =
     ["model", "task", "puzzle", "seed", "steps", "step", "frame"].map(part);
   const picture = part("picture"), strip = part("strip"), sheet = part("sheet"), board = part("board"), body = part("body");
   const COLUMNS = 9, PITCH = live.SIDE + 4, STEPS = [1, 2, 4, 8, 20, 40];
   let worlds, prompts, world, engine, game, answers; // what there is; what is chosen
-  let plan, states = [], before, edits, presses, turn = 0; // the run: a plan and a state for each step
+  let run, before, edits, turn = 0; // the run, its shares before the last edit, the steps edited
   let drawn = null, pointed = null, timer = null, showCurve, showTable;
 
   const at = () => Number(step.value), draft = document.createElement("canvas");
-  const pause = () => new Promise((done) => setTimeout(done));
   const tell = (text) => { part("state").textContent = text; };
   const guard = (work) => work.catch((error) => {
     part("missing").hidden = false;
@@ -35,10 +34,10 @@
 
   // Which example is shown, if any.
   function caption() {
-    const run = drawn ? "" : location.hash.slice(1);
+    const shown = drawn ? "" : location.hash.slice(1);
     part("told").textContent = "";
     for (const button of part("presets").children) {
-      const here = run.startsWith(button.dataset.run);
+      const here = shown.startsWith(button.dataset.run);
       button.setAttribute("aria-pressed", String(here));
       if (here) part("told").textContent = button.dataset.told;
     }
@@ -86,7 +85,8 @@
   // A new run of what is chosen. The step follows the computation, unless one is wanted.
   async function begin(wanted = null, shown = null) {
     const mine = ++turn;
-    states = [];
+    run?.stop();
+    run = null;
     stop();
     tell(`Loading the model: ${model.selectedOptions[0].text} …`);
     const loaded = await live.loadModel(model.value);
@@ -94,16 +94,12 @@
     engine = loaded;
     game = drawn ? live.maze(world, drawn.walls, drawn.start, drawn.goal)
       : live.puzzle(world, world.tasks[task.value][puzzle.value]);
-    answers = game.names.map((name) => {
-      const cells = [...game.blank.keys()].filter((cell) => game.options[name][cell] !== game.blank[cell]);
-      return { name, right: name in game.films, cells };
-    });
-    plan = live.sigmas(Number(steps.value), engine.shift).slice(0, -1).map((sigma) => (
-      { sigma, edit: null, frame: null, prompt: game.prompt, keep: Array(engine.blocks).fill(1), merge: false }));
-    [before, edits, presses, pointed] = [[], [], 0, null];
+    answers = live.answersOf(game);
+    run = live.newRun({ model: engine, world, puzzle: game, prompts, seed: Number(seed.value), steps: Number(steps.value) });
+    [before, edits, pointed] = [[], [], null];
     frame.max = 4 * (engine.frames - 1);
     frame.value = shown ?? frame.max;
-    step.max = plan.length - 1;
+    step.max = run.plan.length - 1;
     step.value = wanted ?? 0;
     part("draw").hidden = task.value !== "maze";
     for (const name of ["given", "canvas"]) paint(part(name), live.draw(world, game.board));
@@ -111,98 +107,48 @@
     listPrompts();
     listBlocks();
     showTable = table(part("legend"), answers, ["share", "before"], (k) => { pointed = k; show(); });
+    [sheet.width, sheet.height] = [COLUMNS * PITCH, run.plan.length * PITCH];
     await compute(0, wanted === null);
   }
 
   // Compute the steps from `first` on.
   async function compute(first, follow) {
-    const mine = ++turn, seeds = plan.some((one) => one.merge) ? 3 : 1, area = live.CELLS ** 2;
-    const given = live.condition(engine, game.board), middle = Math.floor(engine.blocks / 2);
-    const noise = (stream, row = 0) => live.noise(Number(seed.value) + row, stream, engine.size);
-    if (states[0]?.x.length !== seeds) first = 0;
-    states = states.slice(0, first);
-    if (first === 0) [sheet.width, sheet.height] = [COLUMNS * PITCH, plan.length * PITCH];
-    showCurve = chart(part("curve"), answers, plan.map((one) => one.sigma), goTo);
-    for (let i = first; i < plan.length; i++) {
-      const { sigma, edit, frame: noised, prompt, keep, merge } = plan[i], past = states[i - 1];
-      let x = past ? past.after : Array.from({ length: seeds }, (_, row) => noise(0, row));
-      if (edit) {
-        const fresh = noise(edit.stream), kept = edit.renoise && past;
-        x = x.map((_, row) => fresh.map((n, k) => (kept ? sigma * n + (1 - sigma) * past.x0[row][k] : n)));
-      }
-      if (noised) {
-        const fresh = noise(noised.stream + i);
-        const there = (k) => Math.floor(k / area) % engine.frames === noised.latent;
-        x = x.map((values) => values.map((value, k) => (there(k) ? fresh[k] : value)));
-      }
-      const state = await live.step(engine, world, game, given, prompts[prompt], x, sigma, plan[i + 1]?.sigma ?? 0, {
-        memory: past && sigma < past.sigma ? past.x0 : null,
-        keep,
-        merge: keep.map((_, block) => Number(merge && block === middle)),
-      });
-      if (mine !== turn) return;
-      states.push(state);
+    showCurve = chart(part("curve"), answers, run.plan.map((one) => one.sigma), goTo);
+    const done = await run.compute(first, (i) => {
       for (let k = 0; k < COLUMNS; k++) {
-        paint(draft, state.film(columnFrame(k)));
+        paint(draft, run.states[i].film(columnFrame(k)));
         sheet.getContext("2d").drawImage(draft, k * PITCH, i * PITCH);
       }
       if (follow) step.value = i;
       show();
-      await pause();
-      if (mine !== turn) return;
-    }
-    remember();
-  }
-
-  // Change the plan of the chosen step, or of all from it on, and compute the rest anew.
-  function alter(change, alone = false) {
-    if (states.length < plan.length) return;
-    stop();
-    before = states.map((state) => state.shares);
-    presses += 1;
-    for (const one of alone ? [plan[at()]] : plan.slice(at())) change(one);
-    edits = [...new Set([...edits, at()])];
-    guard(compute(at(), false));
-  }
-
-  const draw = (renoise = false) => ({ renoise, stream: 1000 * presses + at() });
-
-  function restart() {
-    const start = at(), left = live.sigmas(plan.length - start, engine.shift);
-    alter((one) => {
-      const k = plan.indexOf(one) - start;
-      Object.assign(one, { sigma: left[k], edit: k === 0 ? draw() : null });
     });
+    if (done) remember();
+  }
+
+  // Edit the run at the chosen step, and compute the rest anew.
+  function alter(name, value) {
+    if (!run?.done()) return;
+    stop();
+    before = run.states.map((state) => state.shares);
+    edits = [...new Set([...edits, at()])];
+    run.edit(name, at(), value);
+    guard(compute(at(), false));
   }
 
   // ---- what is seen ----
 
-  function paint(canvas, values) {
-    const image = new ImageData(live.SIDE, live.SIDE);
-    image.data.fill(255);
-    for (let i = 0; i < values.length; i++) image.data[i + Math.floor(i / 3)] = 255 * values[i];
-    canvas.width = canvas.height = live.SIDE;
-    canvas.getContext("2d").putImageData(image, 0, 0);
-  }
-
   const columnFrame = (column) => Math.round((column * frame.max) / (COLUMNS - 1));
 
-  function verdict({ shares, solved }, done) {
-    const most = Math.max(0, ...shares), { name, right } = answers[shares.indexOf(most)] ?? {};
-    return most < 0.05 ? "none" : `${name} (${right ? "right" : "wrong"}${done && solved() ? ", solved" : ""})`;
-  }
-
   function show() {
-    const s = Math.min(at(), states.length - 1), f = Number(frame.value), state = states[s];
+    const states = run?.states ?? [], s = Math.min(at(), states.length - 1), f = Number(frame.value), state = states[s];
     if (!state) return;
-    const level = state.sigma.toFixed(2), now = plan[s];
+    const level = state.sigma.toFixed(2), now = run.plan[s], done = run.done();
     part("step-value").value = `${s} of ${step.max}`;
     part("frame-value").value = `${f} of ${frame.max}`;
     step.setAttribute("aria-valuetext", `step ${s} of ${step.max}, noise level ${level}`);
     frame.setAttribute("aria-valuetext", `frame ${f} of ${frame.max}`);
-    const done = states.length === plan.length;
-    tell(`Step ${s}, frame ${f}, noise level ${level}. Leading answer: ${verdict(state, done)}. ` +
-      (done ? `The run ends with: ${verdict(states.at(-1), done)}.` : "Computing …"));
+    tell(`Step ${s}, frame ${f}, noise level ${level}. Leading answer: ${live.leader(state, answers, done)}. ` +
+      (done ? `The run ends with: ${live.leader(states.at(-1), answers, done)}.` : "Computing …"));
     part("curve").setAttribute("aria-label", `Share of each of ${answers.length} possible answers over the denoising steps. ` +
       "The values at the chosen step stand in the table.");
     paint(picture, state.film(f));
@@ -215,8 +161,8 @@
     [...part("blocks").children].forEach((button, i) => button.setAttribute("aria-pressed", String(now.keep[i] === 1)));
     part("noise-frame").disabled = f === 0;
     Object.assign(part("mark").style, {
-      top: `${(100 * s) / plan.length}%`, left: `${(100 * Math.round((f * (COLUMNS - 1)) / frame.max)) / COLUMNS}%`,
-      height: `${100 / plan.length}%`, width: `${100 / COLUMNS}%`,
+      top: `${(100 * s) / run.plan.length}%`, left: `${(100 * Math.round((f * (COLUMNS - 1)) / frame.max)) / COLUMNS}%`,
+      height: `${100 / run.plan.length}%`, width: `${100 / COLUMNS}%`,
     });
   }
 
@@ -254,12 +200,9 @@
   }
 
   function listBlocks() {
-    part("blocks").replaceChildren(...plan[0].keep.map((_, i) => {
+    part("blocks").replaceChildren(...run.plan[0].keep.map((_, i) => {
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: `block ${i + 1}` });
-      button.addEventListener("click", () => {
-        const keep = plan[at()].keep.map((kept, k) => (k === i ? 1 - kept : kept));
-        alter((one) => { one.keep = keep; });
-      });
+      button.addEventListener("click", () => alter("block", i));
       return button;
     }));
   }
@@ -331,7 +274,7 @@
   // ---- wiring ----
 
   async function open() {
-    if (!window.WebAssembly || !window.DecompressionStream) throw new Error("this browser lacks WebAssembly or DecompressionStream");
+    live.check();
     ({ worlds, prompts } = await live.loadWorlds());
     for (const one of Object.values(worlds))
       model.append(...Object.entries(one.models).map(([name, title]) => new Option(title, name)));
@@ -339,7 +282,10 @@
     steps.value = 20;
     part("missing").hidden = true;
     body.hidden = false;
-    return location.hash ? visit() : example(part("presets").firstElementChild);
+    if (!location.hash.includes("=")) { // other pages ask with "?": their scripts take "#..." for a place on the page itself
+      history.replaceState(null, "", `#${location.search.slice(1) || part("presets").firstElementChild.dataset.run}`);
+    }
+    return visit();
   }
 
   function example(button) {
@@ -354,22 +300,20 @@
   for (const field of [seed, steps]) field.addEventListener("change", () => guard(begin()));
   for (const field of [step, frame]) field.addEventListener("input", () => goTo(step.value));
   for (const [name, act] of Object.entries({
-    play, restart, carve,
-    noise: () => alter((one) => { one.edit = draw(); }, true),
-    renoise: () => alter((one) => { one.edit = draw(true); }, true),
-    "noise-frame": () => {
-      const latent = Math.ceil(Number(frame.value) / 4);
-      alter((one) => { one.frame = { latent, stream: 1000 * presses + 500 }; });
-    },
-    merge: () => alter((one) => { one.merge = true; }, true),
+    play, carve,
+    noise: () => alter("noise"),
+    renoise: () => alter("renoise"),
+    restart: () => alter("restart"),
+    "noise-frame": () => alter("frame", Number(frame.value)),
+    merge: () => alter("merge"),
     undo: () => guard(begin(step.value, frame.value)),
     again: () => { seed.value = Number(seed.value) + 1; guard(begin()); },
   })) part(name).addEventListener("click", act);
-  part("prompt").addEventListener("change", ({ target }) => alter((one) => { one.prompt = target.value; }));
+  part("prompt").addEventListener("change", ({ target }) => alter("prompt", target.value));
   board.addEventListener("keydown", move);
   for (const canvas of [strip, sheet])
     canvas.addEventListener("click", (event) => {
-      const area = canvas.getBoundingClientRect(), row = Math.floor(((event.clientY - area.top) / area.height) * plan.length);
+      const area = canvas.getBoundingClientRect(), row = Math.floor(((event.clientY - area.top) / area.height) * run.plan.length);
       goTo(canvas === sheet ? row : step.value, columnFrame(Math.floor(((event.clientX - area.left) / area.width) * COLUMNS)));
     });
   part("presets").addEventListener("click", ({ target }) => {
@@ -377,7 +321,7 @@
   });
   window.addEventListener("hashchange", () => guard(visit()));
   window.cosLivePage = { // for tests and the console
-    run: () => ({ states, right: answers?.map((one) => one.right), done: plan !== undefined && states.length === plan.length }),
+    run: () => ({ states: run?.states, right: answers?.map((one) => one.right), done: Boolean(run?.done()) }),
   };
   guard(open());
 })();
