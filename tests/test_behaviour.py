@@ -7,11 +7,11 @@ import pytest
 
 from cosutils.measures.behaviour import (
     confident,
+    confident_turns,
     frame_lag,
     onset,
     onsets,
     right,
-    righting,
     solved,
     switches,
     turns,
@@ -59,11 +59,11 @@ def test_confidence_in_a_right_answer_is_told_apart_from_that_in_a_wrong_one():
     assert confident(t, of_right=True).tolist() == [False, False, True]
 
 
-def test_righting_and_spoiling_count_confident_runs_alone():
+def test_confident_turns_count_confident_runs_alone():
     sure, wrong, torn = [0.9, 0, 0, 0, 0], [0.1, 0.8, 0, 0, 0], [0.3, 0.4, 0.2, 0, 0]
     runs = [made([first, last]) for first, last in ((wrong, sure), (wrong, wrong), (torn, sure), (sure, torn))]
-    righted, spoilt = righting([*runs, made([sure, sure]), made([sure, sure])])
-    assert righted.tolist() == [True, False] and spoilt.tolist() == [True, False, False]
+    corrected, spoiled = confident_turns([*runs, made([sure, sure]), made([sure, sure])])
+    assert corrected.tolist() == [True, False] and spoiled.tolist() == [True, False, False]
 
 
 def test_the_worst_step_is_the_one_with_the_lowest_rate():

@@ -271,6 +271,8 @@ def test_a_model_in_a_chapter_keeps_the_word_of_its_text(opened, page):
         assert plain[-1] and ends == {"Noise all frames": False, "Renoise": True, "Restart": True}
     elif page == "08_layers":
         assert plain[-1] and list(ends.values()) == [False] * 3
+    else:
+        assert plain[-1] and list(ends.values()) == [False]
     seen = tab.evaluate("document.querySelector('.live-embed').cosRun().states.map((s) => s.shares)")
     embedded(tab, "[data-seed]")
     assert seen != tab.evaluate("document.querySelector('.live-embed').cosRun().states.map((s) => s.shares)")

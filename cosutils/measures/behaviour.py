@@ -29,7 +29,7 @@ from ..pipelines.loading import seeded, settings
 from .chain import Trace, leading, trace
 
 __all__ = [
-    "Onsets", "confident", "frame_lag", "onset", "onsets", "right", "righting", "solved", "switches", "turns",
+    "Onsets", "confident", "confident_turns", "frame_lag", "onset", "onsets", "right", "solved", "switches", "turns",
     "twin_run", "unseen", "winner", "worst",
 ]  # fmt: skip
 
@@ -115,14 +115,14 @@ def turns(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows & ~before, before & ~rows
 
 
-def righting(traces: Sequence[Trace], share: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def confident_turns(traces: Sequence[Trace], share: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """Of runs `confident` of a wrong answer at first: right at the end? Of a right one: wrong? (n,) and (m,) bool.
 
-    A chain that only wanders between answers does both: what it rights, it spoils elsewhere.
+    A chain that only wanders between answers does both: what it corrects, it spoils elsewhere.
     """
-    righted = [right(t)[-1] for t in traces if confident(t, share)[0]]
-    spoilt = [not right(t)[-1] for t in traces if confident(t, share, of_right=True)[0]]
-    return np.array(righted, bool), np.array(spoilt, bool)
+    corrected = [right(t)[-1] for t in traces if confident(t, share)[0]]
+    spoiled = [not right(t)[-1] for t in traces if confident(t, share, of_right=True)[0]]
+    return np.array(corrected, bool), np.array(spoiled, bool)
 
 
 def switches(trace: Trace) -> np.ndarray:

@@ -71,10 +71,11 @@ def _traced(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], pages: Seq
         leads = np.stack([behaviour.right(one) for one in traces])
         corrected, spoiled = ~leads[:, 0] & leads[:, -1], leads[:, 0] & ~leads[:, -1]
         numbers |= dict(corrected=rate_of(corrected), spoiled=rate_of(spoiled), net=rate_gap(corrected, spoiled))
-        righted, spoilt = behaviour.righting(traces)
-        numbers["cases"] = dict(value=len(righted), n=len(traces))
-        if len(righted) and len(spoilt):
-            numbers |= dict(righted=rate_of(righted), righted_net=rate_gap(righted, spoilt, same=False))
+        wrong_first, right_first = behaviour.confident_turns(traces)
+        numbers["cases"] = dict(value=len(wrong_first), n=len(traces))
+        if len(wrong_first) and len(right_first):
+            numbers["confident_corrected"] = rate_of(wrong_first)
+            numbers["confident_net"] = rate_gap(wrong_first, right_first, same=False)
         numbers["correction_lag"] = _mean(np.array(lags)[corrected])
     if "perception" in pages:
         gaps = np.array([one.gap for one in onsets if one is not None]) * 20 / steps
