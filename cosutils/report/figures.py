@@ -413,7 +413,8 @@ def candidate_curves(
 ) -> list[Line2D]:
     """Soft evidence for every candidate answer against the denoising step; returns one line per candidate.
 
-    evidence: (S, K) in [0, 1]; names: the K candidates; answer: the right one, drawn thick and on top.
+    evidence: (S, K) in [0, 1]; names: the K candidates; answer: the right one, drawn thick and on top. It is named at
+    its end, and so is the strongest of the others.
     """
     evidence = np.asarray(evidence, float)
     if evidence.shape != (len(steps), len(names)):
@@ -435,5 +436,15 @@ def candidate_curves(
                 "label": str(name),
             }
         lines += ax.plot(steps, evidence[:, column], **style)
+    last = dict(zip(names, evidence[-1], strict=True))
+    right = last.pop(answer)
+    beside = {"right": (right, PALETTE[0])}
+    if last:  # of the wrong answers the strongest at the end is named, clear of the right one
+        strongest = max(last, key=last.__getitem__)
+        clear = right + 0.1 if last[strongest] >= right else right - 0.1
+        height = max(last[strongest], clear) if clear > right else min(last[strongest], clear)
+        beside["wrong"] = (height, lines[list(names).index(strongest)].get_color())
+    for word, (height, color) in beside.items():
+        ax.annotate(word, (steps[-1], height), (4, 0), textcoords="offset points", va="center", fontsize=9, color=color)
     ax.set(xlabel="denoising step", ylabel="evidence in the clean estimate", ylim=(-0.03, 1.03))
     return lines
