@@ -73,8 +73,13 @@ def _scale(row: Row) -> tuple[float, float]:
     return min(ends) - margin, max(ends) + margin
 
 
+def _number(number: Mapping[str, Any]) -> str:
+    """A mean over tasks with its interval. Over two tasks the interval is so wide that it says nothing."""
+    return f"{number['value']:.2f}, mean of two tasks" if number["n"] == 2 else interval_text(number)
+
+
 def _plot(number: Mapping[str, Any], row: Row) -> str:
-    """A dot with its interval, above the claimed range as a band; the line is zero."""
+    """A dot with its interval (none over two tasks), above the claimed range as a band; the thin line is zero."""
     low, high = _scale(row)
 
     def x(value: float) -> str:
@@ -83,12 +88,14 @@ def _plot(number: Mapping[str, Any], row: Row) -> str:
 
     middle = _HEIGHT / 2
     start, stop = float(x(row.span[0])), float(x(row.span[1]))
-    said = html.escape(f"{row.measure} {interval_text(number)}, claimed {row.span[0]:g} to {row.span[1]:g}")
+    said = html.escape(f"{row.measure} {_number(number)}, claimed {row.span[0]:g} to {row.span[1]:g}")
+    ends = "" if number["n"] == 2 else f'x1="{x(number["low"])}" x2="{x(number["high"])}" y1="{middle}" y2="{middle}"'
+    interval = ends and f'<line class="interval" {ends}/>'
     return (
         f'<svg class="overview-plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{said}">'
         f'<rect class="claimed" x="{start}" y="2" width="{max(stop - start, 1):.1f}" height="{_HEIGHT - 4}"/>'
         f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="2" y2="{_HEIGHT - 2}"/>'
-        f'<line class="interval" x1="{x(number["low"])}" x2="{x(number["high"])}" y1="{middle}" y2="{middle}"/>'
+        f"{interval}"
         f'<circle cx="{x(number["value"])}" cy="{middle}" r="4.5"/></svg>'
     )
 
@@ -101,7 +108,7 @@ def _cell(row: Row, model: str) -> str:
     said = f'{chip(one.verdict)} <span class="overview-tasks">{tasks}</span>'
     if (number := one.numbers.get(row.measure)) is None:
         return f'<td data-model="{model}">{said}</td>'
-    said += f'{_plot(number, row)}<span class="overview-number">{interval_text(number)}</span>'
+    said += f'{_plot(number, row)}<span class="overview-number">{_number(number)}</span>'
     return f'<td data-model="{model}">{said}</td>'
 
 
