@@ -445,6 +445,8 @@ def candidate_curves(
         height = max(last[strongest], clear) if clear > right else min(last[strongest], clear)
         beside["wrong"] = (height, lines[list(names).index(strongest)].get_color())
     for word, (height, color) in beside.items():
-        ax.annotate(word, (steps[-1], height), (4, 0), textcoords="offset points", va="center", fontsize=9, color=color)
+        end = (1, height), (3, 0)  # behind the right spine
+        ax.annotate(word, *end, xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=9,
+                    color=color)  # fmt: skip
     ax.set(xlabel="denoising step", ylabel="evidence in the clean estimate", ylim=(-0.03, 1.03))
     return lines
