@@ -169,9 +169,9 @@ def cells(judged: dict) -> tuple[list[str], list[list[str]]]:
     return [*head, "largest gain with room", "verdict"], rows
 
 
-def usual(task: str, film: str, layers: int, variant: str) -> tuple:
+def usual(task: str, film: str, depth: int | str, variant: str) -> tuple:
     """Key in `groups` of the runs with the usual scale of the latents and number of films."""
-    return task, film, str(layers), variant, Arguments.scale, Arguments.samples
+    return task, film, str(depth), variant, Arguments.scale, Arguments.samples
 
 
 def decided(records: list[dict], sampler: str = "uniform") -> dict[int, dict[int, dict[str, float | int]]]:
