@@ -153,7 +153,7 @@ class Box:
         models = list(dict.fromkeys(model for one in self.said for model in one.verdicts))
         rows = []
         for one in self.said:
-            cells = "".join(f'<td data-model="{model}">{_chips(one.verdicts[model])}</td>' for model in models)
+            cells = "".join(f'<td data-model="{model}">{_chips(one.verdicts.get(model, {}))}</td>' for model in models)
             whose = ' <span class="finding-ours">ours</span>' if one.ours else ""
             rows.append(f'<tr><th scope="row">{html.escape(one.claim)}{whose}</th>{cells}</tr>')
         head = "".join(f'<th scope="col">{model}</th>' for model in models)
