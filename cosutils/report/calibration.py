@@ -225,8 +225,9 @@ WORDS = {
 }
 
 
-def told(numbers: Mapping[str, Mapping[str, Any]], claims: str | os.PathLike[str] = CLAIMS) -> str:
-    """What the record says, as an HTML box: what the mechanisms share, what parts them, which ranges fail."""
+def told() -> str:
+    """What the stored record says, as an HTML box: what the mechanisms share, what parts them, which ranges fail."""
+    numbers = read_numbers(data_folder() / "results" / "calibration.json")
 
     def mean(model: str, measure: str, digits: int) -> str:
         values = [numbers[at]["value"] for task in tasks.NAMES if (at := f"{model}/{task}/{measure}") in numbers]
@@ -237,7 +238,7 @@ def told(numbers: Mapping[str, Mapping[str, Any]], claims: str | os.PathLike[str
         return f'<tr><th scope="row">{words}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
     tried = [[test for task in tasks.NAMES if (test := calibrate(claim, task, numbers))]
-             for claim in load_claims(claims).values()]  # fmt: skip
+             for claim in load_claims(data_folder() / "claims.yaml").values()]  # fmt: skip
     tried = [tests for tests in tried if tests]
     sound = sum(all(test.diagnostic for test in tests) for tests in tried)
     named = {name: WORDS[name] for name in MECHANISMS} | {net: f"<code>{net}</code>, trained" for net in NETS}
