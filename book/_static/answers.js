@@ -80,5 +80,11 @@ window.cosAnswers = (() => {
     }
   }
 
-  return { chart, table, outline };
+  // The case that the address names, after "#" (or after "?", as other pages ask: their scripts take "#..." for a place on
+  // the page itself); where it names none, `first`.
+  function address(first) {
+    if (!location.hash.includes("=")) history.replaceState(null, "", `#${location.search.slice(1) || first}`);
+  }
+
+  return { chart, table, outline, address };
 })();

@@ -3,7 +3,7 @@
 "use strict";
 
 (() => {
-  const data = window.cosExplorer, { chart, table, outline } = window.cosAnswers;
+  const data = window.cosExplorer, { chart, table, outline, address } = window.cosAnswers;
   if (!data) return;
   const part = (name) => document.getElementById(`explorer-${name}`);
   const [task, puzzle, step, frame, play] = ["task", "puzzle", "step", "frame", "play"].map(part);
@@ -157,8 +157,6 @@
   window.addEventListener("hashchange", visit);
   part("missing").hidden = true;
   part("body").hidden = false;
-  if (!location.hash.includes("=")) { // other pages ask with "?": their scripts take "#..." for a place on the page itself
-    history.replaceState(null, "", `#${location.search.slice(1) || part("presets").firstElementChild.dataset.run}`);
-  }
+  address(part("presets").firstElementChild.dataset.run);
   visit();
 })();

@@ -10,7 +10,7 @@
   function embed(box) {
     const { seed, ...wanted } = Object.fromEntries(new URLSearchParams(box.dataset.run));
     const start = box.querySelector("[data-start]"), buttons = [...box.querySelectorAll("[data-edit], [data-seed]")];
-    const views = document.createElement("div");
+    const views = document.createElement("div"), state = document.createElement("p");
     let parts, answers, run, now, draw, before = [], edits = [], turn = 0;
     views.hidden = true;
     views.innerHTML = `<div class="explorer-slider"><label>Step</label><input type="range" min="0" step="1"><output></output></div>
@@ -18,8 +18,7 @@
         <div><p class="explorer-title">Expected last frame</p><canvas class="explorer-picture" role="img"></canvas></div>
         <div><p class="explorer-title">Share of each answer, by step</p><svg class="explorer-curve" role="img"></svg></div>
       </div>`;
-    const [state, slider, value, picture, curve] = [document.createElement("p"), "input", "output", "canvas", "svg"].map(
-      (part) => (typeof part === "string" ? views.querySelector(part) : part));
+    const [slider, value, picture, curve] = ["input", "output", "canvas", "svg"].map((part) => views.querySelector(part));
     state.setAttribute("role", "status");
     slider.id = `${box.dataset.run}-step`;
     views.querySelector("label").htmlFor = slider.id;

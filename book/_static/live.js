@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const live = window.cosLive, { chart, table, outline } = window.cosAnswers, { paint } = live;
+  const live = window.cosLive, { chart, table, outline, address } = window.cosAnswers, { paint } = live;
   const part = (name) => document.getElementById(`live-${name}`);
   const [model, task, puzzle, seed, steps, step, frame] =
     ["model", "task", "puzzle", "seed", "steps", "step", "frame"].map(part);
@@ -282,9 +282,7 @@
     steps.value = 20;
     part("missing").hidden = true;
     body.hidden = false;
-    if (!location.hash.includes("=")) { // other pages ask with "?": their scripts take "#..." for a place on the page itself
-      history.replaceState(null, "", `#${location.search.slice(1) || part("presets").firstElementChild.dataset.run}`);
-    }
+    address(part("presets").firstElementChild.dataset.run);
     return visit();
   }
 
