@@ -22,6 +22,7 @@ __all__ = [
     "energy",
     "leader",
     "linear_cka",
+    "over_trainings",
     "paired_interval",
     "rate_interval",
 ]
@@ -195,3 +196,19 @@ def rate_interval(successes: int, trials: int, *, level: float = 0.95) -> Interv
     _check_level(level)
     low, high = stats.binomtest(successes, trials).proportion_ci(confidence_level=level, method="wilson")
     return Interval(successes / trials, float(low), float(high))
+
+
+def over_trainings(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> dict[str, float | int]:
+    """Mean of one value for each training seed, with Student's interval (Student 1908); a single training has none.
+
+    values: (n,), n >= 1, finite; ValueError otherwise. Keys: value, n, and from two trainings on low and high.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or not len(data) or not np.isfinite(data).all():
+        raise ValueError(f"need one finite value for each training, got {data.tolist()}")
+    _check_level(level)
+    found: dict[str, float | int] = dict(value=float(data.mean()), n=len(data))
+    if len(data) > 1:
+        half = stats.t.ppf((1 + level) / 2, len(data) - 1) * data.std(ddof=1) / len(data) ** 0.5
+        found |= dict(low=float(data.mean() - half), high=float(data.mean() + half))
+    return found

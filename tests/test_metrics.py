@@ -189,6 +189,13 @@ def test_rate_interval_is_wilsons():
     assert metrics.rate_interval(5, 5).high == pytest.approx(1) and metrics.rate_interval(5, 5).low > 0.5
 
 
+def test_over_trainings_is_students():
+    found = metrics.over_trainings([1.0, 2.0, 6.0])
+    half = 4.302652729911275 * math.sqrt(7) / math.sqrt(3)  # the 97.5 % point of t with two degrees of freedom
+    assert found == pytest.approx(dict(value=3.0, n=3, low=3 - half, high=3 + half))
+    assert metrics.over_trainings([0.5]) == dict(value=0.5, n=1)
+
+
 def test_intervals_refuse_bad_input():
     with pytest.raises(ValueError, match="got 3 of 2"):
         metrics.rate_interval(3, 2)
@@ -198,3 +205,6 @@ def test_intervals_refuse_bad_input():
         metrics.bootstrap_interval([1.0])
     with pytest.raises(ValueError, match=r"got shape \(2,\) with 1 finite"):
         metrics.bootstrap_interval([1.0, math.nan])
+    for values, shown in (([], r"\[\]"), ([1.0, math.inf], r"\[1.0, inf\]")):
+        with pytest.raises(ValueError, match=f"one finite value for each training, got {shown}"):
+            metrics.over_trainings(values)

@@ -214,6 +214,23 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(copied, 
 
 
 @pytest.mark.slow
+def test_another_training_seed_sees_other_films_and_goes_on_with_them(run, tmp_path, monkeypatch):
+    """Each seed has a range of training puzzles of its own, and a resumed run goes on where it stopped in it."""
+    begun = []
+
+    class Watched(Puzzles):
+        def __init__(self, *given):
+            super().__init__(*given)
+            begun.append(self.start)
+
+    monkeypatch.setattr(train, "Puzzles", Watched)
+    plan = dataclasses.replace(run, out=tmp_path / "run", seed=2, samples=32, every=16)
+    train.train(plan)
+    train.train(dataclasses.replace(plan, samples=48))
+    assert begun == [2 * train.APART, 2 * train.APART + 32]
+
+
+@pytest.mark.slow
 def test_a_gradient_that_is_no_number_ends_the_run_too(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
     with pytest.raises(
@@ -233,6 +250,7 @@ def test_a_gradient_that_is_no_number_ends_the_run_too(run, tmp_path, monkeypatc
         (dict(every=0), "every must be 1 or more"),
         (dict(samples=1.5), "samples must be an integer, got 1.5"),
         (dict(seed=-1), "seed must be 0 or more, got -1"),
+        (dict(seed=2000), "seed must be below 1125, got 2000"),
         (dict(rate=float("nan")), "rate must be a positive number, got nan"),
         (dict(shift=0), "shift must be a positive number, got 0"),
         (dict(cooldown=1.5), "cooldown is a share of the samples, at most 1, got 1.5"),

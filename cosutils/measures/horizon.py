@@ -4,10 +4,13 @@
 
 writes `data/results/horizon.json`. A row is one model, number of steps and length of the way: the share of cells of
 the last frame that are right (`Score.parts["answer"]`), how often the right goal leads, and what the steps add to one
-pass of the same model, maze by maze. The mazes come from report seeds that no other number uses.
+pass of the same model, maze by maze. `trainings` sums up the models of `TRAININGS`, which differ in their training
+seed alone: what the steps add, its mean over trainings, and how much more a memory lets them add than the plain
+training of the same seed. The mazes come from sealed seeds, and the run is made once.
 
-The rule, older than the run: at a length, steps *extend* the horizon where the interval of what they add to the cells
-lies above .05, and *shorten* it where that lies below -.05.
+The rules, older than the run. At a length, steps *extend* the horizon where the interval of what they add to the cells
+lies above .05, and *shorten* it where that lies below -.05; where there are several trainings, the interval is
+Student's over them. The memory *helps* at a length where the interval of the difference lies above 0.
 """
 
 from __future__ import annotations
@@ -15,23 +18,29 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
 
 from .._files import write_json
-from ..metrics import bootstrap_interval, leader, rate_interval
+from ..metrics import bootstrap_interval, leader, over_trainings, rate_interval
 from ..mini import split, tasks
 from ..mini.model import films_of
 from ..pipelines.loading import load
 
-__all__ = ["LENGTHS", "mazes", "read"]
+__all__ = ["LENGTHS", "TRAININGS", "mazes", "read", "sum_up"]
 
 LENGTHS = ((4, 7), (8, 11), (12, 15), (16, 21), (22, 40))
 """Moves on the way, from and to, of each group of mazes."""
-SEEDS = split.REPORT[20_000:]
-MODELS = ["cos-mini-shallow", "cos-mini-longer", "cos-mini-two", "cos-mini", "cos-mini-memory"]
+TRAININGS = {
+    "plain": ("cos-mini-longer", "cos-mini-longer-seed1", "cos-mini-longer-seed2"),
+    "memory": ("cos-mini-memory", "cos-mini-memory-seed1", "cos-mini-memory-seed2"),
+}
+"""Models that differ in the seed of their training alone, the same seed at the same place of both."""
+SEEDS = split.SEALED
+MODELS = ["cos-mini-shallow", "cos-mini-two", "cos-mini", *TRAININGS["plain"], *TRAININGS["memory"]]
 
 
 def moves(maze: tasks.Sample) -> int:
@@ -64,6 +73,26 @@ def read(pipe: WanImageToVideoPipeline, group: Sequence[tasks.Sample], steps: in
     return rows
 
 
+def sum_up(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What steps add, over the trainings: kind "plain", "memory" or "memory - plain", moves, steps, and added as
+    `over_trainings` gives it. Kinds of which `rows` lacks a training are left out.
+    """
+    added = {(row["model"], tuple(row["moves"]), row["steps"]): row["added"]["value"] for row in rows if "added" in row}
+    found = []
+    for moves, steps in dict.fromkeys(key[1:] for key in added):
+        each = {
+            kind: np.array([added[model, moves, steps] for model in models])
+            for kind, models in TRAININGS.items()
+            if all((model, moves, steps) in added for model in models)
+        }
+        if len(each) == len(TRAININGS):
+            each["memory - plain"] = each["memory"] - each["plain"]
+        for kind, values in each.items():
+            rounded = {name: round(value, 4) for name, value in over_trainings(values).items()}
+            found.append(dict(kind=kind, moves=list(moves), steps=steps, added=rounded))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
@@ -88,9 +117,8 @@ def main() -> None:
                     for name, v in found.items()
                 })  # fmt: skip
                 print(rows[-1], flush=True)
-    write_json(
-        args.out, dict(command="python -m cosutils.measures.horizon", seeds=[SEEDS.start, SEEDS.stop], rows=rows)
-    )
+    facts = dict(command="python -m cosutils.measures.horizon", seeds=[SEEDS.start, SEEDS.stop])
+    write_json(args.out, facts | dict(rows=rows, trainings=sum_up(rows)))
 
 
 if __name__ == "__main__":

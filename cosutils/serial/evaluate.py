@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
 from safetensors.torch import load_file
-from scipy import stats
 
 from .._files import read_json, sha256, write_text
 from ..metrics import rate_interval
@@ -34,7 +33,6 @@ __all__ = [
     "d50",
     "facts_of",
     "horizon",
-    "interval",
     "load_pipeline",
     "load_run",
     "record",
@@ -137,16 +135,6 @@ def cos_index(by_depth: dict[int, float], by_steps: dict[int, float]) -> float:
     reach at one depth."""
     per_block = slope(np.log2(list(by_depth)), list(by_depth.values()))
     return slope(np.log2(list(by_steps)), list(by_steps.values())) / per_block
-
-
-def interval(values, level: float = 0.95) -> dict[str, float | int]:
-    """Mean over training seeds with Student's interval; without an interval for a single one."""
-    values = np.asarray(values, float)
-    out = dict(value=float(values.mean()), n=len(values))
-    if len(values) > 1:
-        half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-        out |= dict(low=float(values.mean() - half), high=float(values.mean() + half))
-    return out
 
 
 def facts_of(folder: Path, args: Arguments, split: str) -> dict:

@@ -17,7 +17,8 @@ import numpy as np
 from tabulate import tabulate
 
 from .._files import read_json, write_json
-from .evaluate import cos_index, d50, horizon, interval
+from ..metrics import over_trainings
+from .evaluate import cos_index, d50, horizon
 from .train import Arguments
 
 __all__ = [
@@ -85,9 +86,9 @@ def judge(records: list[dict], sampler: str = "uniform") -> dict:
         first = np.array([one[1][length] for one in seeds])
         end = np.array([one[END][length] for one in seeds])
         side = np.array([next(iter(one.values()))[length] for one in beside])
-        gain = interval(end - first)
-        row = dict(length=length, first=interval(first), end=interval(end), parallel=interval(side), gain=gain,
-                   room=bool(first.mean() <= ROOM))  # fmt: skip
+        gain = over_trainings(end - first)
+        row = {name: over_trainings(values) for name, values in dict(first=first, end=end, parallel=side).items()}
+        row = dict(length=length) | row | dict(gain=gain, room=bool(first.mean() <= ROOM))
         rows.append(row)
         if row["room"] and "low" in gain:
             good += gain["value"] >= GAIN and gain["low"] > SURE and (end - side).mean() >= SURE
@@ -101,8 +102,8 @@ def judge(records: list[dict], sampler: str = "uniform") -> dict:
         verdict = "supported" if good >= 2 else "not supported" if bad == room else "undecided"
     reach = {
         str(steps): dict(
-            d50=interval([d50(lengths, [one[steps][k] for k in lengths], null) for one in seeds]),
-            horizon=interval([horizon([one[steps][k] for k in lengths], null) for one in seeds]),
+            d50=over_trainings([d50(lengths, [one[steps][k] for k in lengths], null) for one in seeds]),
+            horizon=over_trainings([horizon([one[steps][k] for k in lengths], null) for one in seeds]),
         )
         for steps in sorted(seeds[0])
     }
@@ -131,7 +132,7 @@ def index(
         cos_index({d: reach(seed, d, 1) for d in sorted(depths)}, {s: reach(seed, least, s) for s in INDEX_STEPS})
         for seed in sorted(shared)
     ]
-    return interval(values) | {"depths": sorted(depths), "at": min(depths)} if values else None
+    return over_trainings(values) | {"depths": sorted(depths), "at": min(depths)} if values else None
 
 
 def summary(records: list[dict]) -> dict:
@@ -178,7 +179,7 @@ def decided(records: list[dict], sampler: str = "uniform") -> dict[int, dict[int
     """length -> steps -> decision accuracy, its mean over training seeds with Student's interval."""
     seeds = [_decisions(one, sampler) for one in records]
     return {
-        length: {steps: interval([one[steps][length] for one in seeds]) for steps in sorted(seeds[0])}
+        length: {steps: over_trainings([one[steps][length] for one in seeds]) for steps in sorted(seeds[0])}
         for length in sorted(seeds[0][1])
     }
 

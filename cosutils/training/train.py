@@ -51,6 +51,8 @@ NOISE_SHIFT = 8.0  # of the noise levels trained on: answers are decided above s
 HARD = 0.6  # share of puzzles at the default difficulty, the others at any
 VALIDATED = 24  # puzzles of each task at every checkpoint
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+APART = 10**12  # training puzzles between those of one training seed and those of the next
+SEEDS = split.FURTHER // APART  # training seeds that there is room for
 FREE = ("out", "samples", "every", "device", "precision")  # arguments that a run may go on with others of
 
 
@@ -63,8 +65,8 @@ class Plan:
     estimate of a first pass (self-conditioning); cooldown: the share of `samples` in which the rate falls to zero;
     every: films between two checkpoints; shift: of the noise levels drawn; precision: "float32", "bfloat16", or "auto"
     for the faster of both on this machine; split: "seed", or "content" to leave out every puzzle that `split.part`
-    keeps for reports and validation; init: a pipeline folder whose weights to start from; teacher: a pipeline folder
-    to distil a four-step student from (give it as `init` too), which has no memory.
+    keeps for reports and validation; seed: of films and noise; init: a pipeline folder whose weights to start from;
+    teacher: a pipeline folder to distil a four-step student from (give it as `init` too), which has no memory.
     """
 
     out: Path
@@ -87,7 +89,8 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("samples", "batch", "layers", "every"):
             whole(getattr(self, name), name, least=1)
-        whole(self.seed, "seed", least=0)
+        if whole(self.seed, "seed", least=0) >= SEEDS:
+            raise ValueError(f"seed must be below {SEEDS}, got {self.seed}")
         for name in ("rate", "cooldown", "shift"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
@@ -404,7 +407,7 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
     pace = fastest(model, plan.batch, device, plan.precision)
     wrapped = DistributedDataParallel(model) if ranks > 1 else model
     codec_on_device = copy.deepcopy(codec).to(device)  # that of `pipe` stays where films are scored
-    data = Puzzles(plan.weights, plan.batch, rank, ranks, seen, by_content)
+    data = Puzzles(plan.weights, plan.batch, rank, ranks, plan.seed * APART + seen, by_content)
     workers = 0 if device.type == "cpu" else min(14, (os.cpu_count() or 1) - 1)
     loader = iter(DataLoader(data, batch_size=None, num_workers=workers))
     held_out, embeds = validation(plan), dict[str, torch.Tensor]()
