@@ -87,8 +87,8 @@ def judge(records: list[dict], sampler: str = "uniform") -> dict:
         end = np.array([one[END][length] for one in seeds])
         side = np.array([next(iter(one.values()))[length] for one in beside])
         gain = over_trainings(end - first)
-        row = {name: over_trainings(values) for name, values in dict(first=first, end=end, parallel=side).items()}
-        row = dict(length=length) | row | dict(gain=gain, room=bool(first.mean() <= ROOM))
+        means = {name: over_trainings(values) for name, values in dict(first=first, end=end, parallel=side).items()}
+        row = dict(length=length, **means, gain=gain, room=bool(first.mean() <= ROOM))
         rows.append(row)
         if row["room"] and "low" in gain:
             good += gain["value"] >= GAIN and gain["low"] > SURE and (end - side).mean() >= SURE
