@@ -154,3 +154,16 @@ def test_a_further_word_changes_no_other(monkeypatch, pipe):
         for name, weight in states[-2].items():
             assert torch.equal(states[-1][name][: len(weight)], weight)
     assert states[-1]["shared.weight"].shape[0] == before + 2 == len(text.build_tokenizer())
+
+
+@pytest.mark.parametrize("frames", [5, 9, 13, 17])
+def test_a_film_is_told_again_in_fewer_frames(frames):
+    told = world.retimed(frames)
+    assert told[0] == 0 and told[-1] == 16 and len(told) == frames and (np.diff(told) > 0).all()
+    assert np.ptp(np.diff(told)) <= 1  # at an even pace
+
+
+@pytest.mark.parametrize("frames", [1, 4, 21, 9.0])
+def test_other_lengths_are_refused(frames):
+    with pytest.raises(ValueError, match=f"told in 5, 9, 13 or 17 frames, got {frames}"):
+        world.retimed(frames)

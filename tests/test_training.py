@@ -257,6 +257,8 @@ def test_a_gradient_that_is_no_number_ends_the_run_too(run, tmp_path, monkeypatc
         (dict(device="tpu"), "device is one of cpu, cuda, got 'tpu'"),
         (dict(precision="float16"), "precision is one of auto, float32, bfloat16, got 'float16'"),
         (dict(split="hash"), "split is one of seed, content, got 'hash'"),
+        (dict(lengths=()), "no length to train on"),
+        (dict(lengths=(17, 21)), "a film is told in 5, 9, 13 or 17 frames, got 21"),
         (dict(weights={}), "no task to train on"),
         (dict(weights={"mase": 1.0}), "unknown task 'mase'"),
         (dict(weights={"maze": -1.0}), "the weight of maze must be a positive number, got -1.0"),
@@ -358,6 +360,24 @@ def test_training_by_content_leaves_out_what_is_kept():
     assert not kept & {first + prompt.encode() for first, prompt in zip(shown, prompts, strict=True) if prompt}
     same = [torch.equal(a, b) for a, b in zip(films, plain, strict=True)]
     assert 0.5 < np.mean(same) < 1
+
+
+def test_films_are_told_in_the_lengths_wanted():
+    """Each batch has one length, all lengths come up, and every film begins and ends as the whole one does."""
+    whole, told = (iter(Puzzles({"maze": 1.0}, 4, 0, 1, 0, lengths=lengths)) for lengths in ((17,), (5, 9, 17)))
+    seen = set()
+    for _ in range(12):
+        (long, words), (film, same) = next(whole), next(told)
+        assert words == same and torch.equal(film[:, 0], long[:, 0]) and torch.equal(film[:, -1], long[:, -1])
+        seen.add(film.shape[1])
+    assert seen == {5, 9, 17}
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_on_several_lengths(run, tmp_path):
+    plan = dataclasses.replace(run, out=tmp_path / "run", lengths=(5, 17), samples=64, every=64)
+    train.train(plan)
+    assert train.read_state(plan.out / "checkpoint.pt")["arguments"]["lengths"] == "5, 17"
 
 
 def test_a_shallower_model_inherits_blocks_at_even_distances():

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from .._check import whole
 from .._files import new_folder, remove_leftovers, restore_folder, sha256, writable_folder, write, write_text
-from ..mini import split, tasks, text
+from ..mini import split, tasks, text, world
 from ..mini.codec import PatchCodec
 from ..mini.memory import RememberingWan
 from ..mini.model import build_pipeline, build_transformer, condition, optimizers, teach
@@ -65,7 +65,8 @@ class Plan:
     estimate of a first pass (self-conditioning); cooldown: the share of `samples` in which the rate falls to zero;
     every: films between two checkpoints; shift: of the noise levels drawn; precision: "float32", "bfloat16", or "auto"
     for the faster of both on this machine; split: "seed", or "content" to leave out every puzzle that `split.part`
-    keeps for reports and validation; seed: of films and noise; init: a pipeline folder whose weights to start from;
+    keeps for reports and validation; lengths: numbers of frames in which films are told, `world.retimed`, one for
+    each step and drawn at random; seed: of films and noise; init: a pipeline folder whose weights to start from;
     teacher: a pipeline folder to distil a four-step student from (give it as `init` too), which has no memory.
     """
 
@@ -83,6 +84,7 @@ class Plan:
     shift: float = NOISE_SHIFT
     precision: str = "auto"
     split: str = "seed"
+    lengths: tuple[int, ...] = (world.FRAMES,)
     init: Path | None = None
     teacher: Path | None = None
 
@@ -103,6 +105,10 @@ class Plan:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not self.lengths:
+            raise ValueError("no length to train on: lengths must not be empty")
+        for frames in self.lengths:
+            world.retimed(frames)
         if not self.weights:
             raise ValueError("no task to train on: weights must not be empty")
         for task, weight in self.weights.items():
@@ -123,6 +129,7 @@ class Plan:
     def arguments(self) -> dict[str, Any]:
         """All of them as JSON holds them; a folder is told by its name and the digest of its weights."""
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "out"}
+        found["lengths"] = ", ".join(map(str, self.lengths))
         found["weights"] = ", ".join(f"{name}={weight:g}" for name, weight in self.weights.items())
         for name in ("init", "teacher"):
             if (folder := found[name]) is not None:
@@ -132,16 +139,24 @@ class Plan:
 
 
 class Puzzles(IterableDataset):
-    """Endless training batches (ids uint8 (batch, 17, 10, 10), prompts), a pure function of the running number.
+    """Endless training batches (ids uint8 (batch, T, 10, 10), prompts), a pure function of the running number.
 
-    by_content: leave out the puzzles that `split.part` keeps for reports and validation.
+    by_content: leave out the puzzles that `split.part` keeps for reports and validation. lengths: T is one of them for
+    each batch, 17 alone by default.
     """
 
     def __init__(
-        self, weights: dict[str, float], batch: int, rank: int, ranks: int, start: int, by_content: bool = False
+        self,
+        weights: dict[str, float],
+        batch: int,
+        rank: int,
+        ranks: int,
+        start: int,
+        by_content: bool = False,
+        lengths: tuple[int, ...] = (world.FRAMES,),
     ):
         self.weights, self.batch, self.rank, self.ranks, self.start = weights, batch, rank, ranks, start
-        self.by_content = by_content
+        self.by_content, self.lengths = by_content, lengths
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
@@ -150,13 +165,14 @@ class Puzzles(IterableDataset):
         names, shares = list(self.weights), np.array(list(self.weights.values())) / sum(self.weights.values())
         while True:
             films, prompts = [], []
+            told = world.retimed(np.random.default_rng([8, number]).choice(self.lengths))
             for _ in range(self.batch):
                 rng = np.random.default_rng([7, number])
                 name = names[rng.choice(len(names), p=shares)]
                 level = None if rng.random() < HARD else int(rng.choice(tasks.get(name).DIFFICULTIES))
                 puzzle = split.training(name, number, level, self.by_content)
                 film = puzzle.films[list(puzzle.films)[rng.integers(len(puzzle.films))]]
-                films.append(film)
+                films.append(film[told])
                 prompts.append("" if rng.random() < DROPOUT else puzzle.prompt)
                 number += self.ranks * lanes
             yield torch.from_numpy(np.stack(films)), prompts
@@ -407,7 +423,7 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
     pace = fastest(model, plan.batch, device, plan.precision)
     wrapped = DistributedDataParallel(model) if ranks > 1 else model
     codec_on_device = copy.deepcopy(codec).to(device)  # that of `pipe` stays where films are scored
-    data = Puzzles(plan.weights, plan.batch, rank, ranks, plan.seed * APART + seen, by_content)
+    data = Puzzles(plan.weights, plan.batch, rank, ranks, plan.seed * APART + seen, by_content, plan.lengths)
     workers = 0 if device.type == "cpu" else min(14, (os.cpu_count() or 1) - 1)
     loader = iter(DataLoader(data, batch_size=None, num_workers=workers))
     held_out, embeds = validation(plan), dict[str, torch.Tensor]()
@@ -501,6 +517,9 @@ def main() -> None:
         help="content: leave out the puzzles that are kept for reports and validation, whatever their seed",
     )  # fmt: skip
     parser.add_argument(
+        "--lengths", type=int, nargs="+", default=Plan.lengths, help="frames in which films are told, of 5, 9, 13, 17"
+    )
+    parser.add_argument(
         "--init",
         type=Path,
         help="begin with the weights of this folder, such as data/cos-mini; fewer --layers take some of its blocks",
@@ -509,7 +528,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=Plan.every, help="films between two checkpoints")
     args = vars(parser.parse_args())
     try:
-        train(Plan(weights=_weights(args.pop("tasks")), **args))
+        train(Plan(weights=_weights(args.pop("tasks")), lengths=tuple(args.pop("lengths")), **args))
     except (ValueError, OSError, FloatingPointError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
