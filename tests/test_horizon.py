@@ -43,28 +43,29 @@ def test_the_command_writes_a_row_for_each_length(tmp_path, monkeypatch):
     assert all(row["cells"]["low"] <= row["cells"]["value"] <= row["cells"]["high"] for row in rows)
 
 
-def test_trainings_are_summed_up_seed_by_seed():
+def test_trainings_are_summed_up_seed_by_seed(tmp_path, monkeypatch):
     """What each of three trainings adds is the unit: the interval is over them, and pairs share their seed."""
+    for name in horizon.KINDS.values():
+        for seed in (1, 2):
+            (tmp_path / f"{name}-seed{seed}").mkdir()
+    monkeypatch.setattr(horizon, "data_folder", lambda: tmp_path)
     gains = dict(plain=[0.0, 0.1, 0.2], memory=[0.3, 0.4, 0.5])
     rows = [
         dict(model=model, moves=[4, 7], steps=20, added=dict(value=value))
-        for kind, models in horizon.TRAININGS.items()
-        for model, value in zip(models, gains[kind], strict=True)
+        for kind, values in gains.items()
+        for model, value in zip(horizon.trainings(kind), values, strict=True)
     ]
-    found = {row["kind"]: row for row in horizon.sum_up(rows)}
-    assert found["memory - plain"]["added"] == dict(value=0.3, low=0.3, high=0.3, n=3)
-    assert found["plain"]["added"]["value"] == 0.1 and found["plain"]["added"]["high"] == pytest.approx(
-        0.3484, abs=1e-4
-    )
-    assert [row["kind"] for row in horizon.sum_up(rows[1:])] == ["memory"]
+    found = {row["kind"]: row["added"] for row in horizon.sum_up(rows)}
+    assert found["memory - plain"] == dict(value=0.3, low=0.3, high=0.3, n=3)
+    assert found["plain"]["value"] == 0.1 and found["plain"]["high"] == pytest.approx(0.3484, abs=1e-4)
+    assert {row["added"]["n"] for row in horizon.sum_up(rows[1:])} == {2} and horizon.sum_up(rows[:2]) == []
 
 
-def test_models_of_a_training_differ_in_their_seed_alone():
-    for models in horizon.TRAININGS.values():
-        cards = [(data_folder() / model / "README.md").read_text() for model in models]
-        tables = [[line for line in card.splitlines() if line.startswith("| ")] for card in cards]
-        for number, table in enumerate(tables):
-            assert f"| seed | {number} |" in table
-            assert [line for line in table if "| seed |" not in line] == [
-                line for line in tables[0] if "| seed |" not in line
-            ]
+@pytest.mark.parametrize("kind", horizon.KINDS)
+def test_models_of_a_kind_differ_in_their_training_seed_alone(kind):
+    cards = [(data_folder() / model / "README.md").read_text() for model in horizon.trainings(kind)]
+    tables = [[line for line in card.splitlines() if line.startswith("| ")] for card in cards]
+    for number, table in enumerate(tables):
+        assert f"| seed | {number} |" in table
+        table.remove(f"| seed | {number} |")
+        assert [line for line in table if "| lengths |" not in line] == tables[0]  # cards of before `lengths` lack it

@@ -4,7 +4,7 @@
 
 writes `data/results/horizon.json`. A row is one model, number of steps and length of the way: the share of cells of
 the last frame that are right (`Score.parts["answer"]`), how often the right goal leads, and what the steps add to one
-pass of the same model, maze by maze. `trainings` sums up the models of `TRAININGS`, which differ in their training
+pass of the same model, maze by maze. `trainings` sums up the models of each of `KINDS`, which differ in their training
 seed alone: what the steps add, its mean over trainings, and how much more a memory lets them add than the plain
 training of the same seed. The mazes come from sealed seeds, and the run is made once.
 
@@ -28,19 +28,22 @@ from .._files import write_json
 from ..metrics import bootstrap_interval, leader, over_trainings, rate_interval
 from ..mini import split, tasks
 from ..mini.model import films_of
-from ..pipelines.loading import load
+from ..pipelines.loading import data_folder, load
 
-__all__ = ["LENGTHS", "TRAININGS", "mazes", "read", "sum_up"]
+__all__ = ["KINDS", "LENGTHS", "mazes", "read", "sum_up", "trainings"]
 
 LENGTHS = ((4, 7), (8, 11), (12, 15), (16, 21), (22, 40))
 """Moves on the way, from and to, of each group of mazes."""
-TRAININGS = {
-    "plain": ("cos-mini-longer", "cos-mini-longer-seed1", "cos-mini-longer-seed2"),
-    "memory": ("cos-mini-memory", "cos-mini-memory-seed1", "cos-mini-memory-seed2"),
-}
-"""Models that differ in the seed of their training alone, the same seed at the same place of both."""
+KINDS = {"plain": "cos-mini-longer", "memory": "cos-mini-memory"}
+"""Models that differ in the seed of their training alone: the folder of this name and those with -seed1, -seed2 ..."""
 SEEDS = split.SEALED
-MODELS = ["cos-mini-shallow", "cos-mini-two", "cos-mini", *TRAININGS["plain"], *TRAININGS["memory"]]
+MODELS = ["cos-mini-shallow", "cos-mini-two", "cos-mini"]
+
+
+def trainings(kind: str) -> list[str]:
+    """The shipped models of one of `KINDS`, in the order of their training seeds."""
+    name = KINDS[kind]
+    return [name, *sorted(path.name for path in data_folder().glob(f"{name}-seed?"))]
 
 
 def moves(maze: tasks.Sample) -> int:
@@ -75,18 +78,17 @@ def read(pipe: WanImageToVideoPipeline, group: Sequence[tasks.Sample], steps: in
 
 def sum_up(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What steps add, over the trainings: kind "plain", "memory" or "memory - plain", moves, steps, and added as
-    `over_trainings` gives it. Kinds of which `rows` lacks a training are left out.
+    `over_trainings` gives it. A training seed that is not in `rows` for both kinds is left out.
     """
     added = {(row["model"], tuple(row["moves"]), row["steps"]): row["added"]["value"] for row in rows if "added" in row}
+    models = {model for model, _, _ in added}
+    pairs = [pair for pair in zip(*map(trainings, KINDS), strict=False) if models.issuperset(pair)]
     found = []
-    for moves, steps in dict.fromkeys(key[1:] for key in added):
-        each = {
-            kind: np.array([added[model, moves, steps] for model in models])
-            for kind, models in TRAININGS.items()
-            if all((model, moves, steps) in added for model in models)
-        }
-        if len(each) == len(TRAININGS):
-            each["memory - plain"] = each["memory"] - each["plain"]
+    for moves, steps in dict.fromkeys(key[1:] for key in added if pairs):
+        each = dict(
+            zip(KINDS, np.array([[added[model, moves, steps] for model in pair] for pair in pairs]).T, strict=True)
+        )
+        each["memory - plain"] = each["memory"] - each["plain"]
         for kind, values in each.items():
             rounded = {name: round(value, 4) for name, value in over_trainings(values).items()}
             found.append(dict(kind=kind, moves=list(moves), steps=steps, added=rounded))
@@ -95,7 +97,7 @@ def sum_up(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--models", nargs="+", default=[*MODELS, *trainings("plain"), *trainings("memory")])
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 20], help="beside one pass")
     parser.add_argument("--mazes", type=int, default=100, help="of each group of lengths")
     parser.add_argument("--out", type=Path, default=Path("data/results/horizon.json"))
