@@ -33,13 +33,16 @@ def test_a_true_film_is_read_as_right_and_an_empty_one_is_not(groups, monkeypatc
 
 def test_the_command_writes_a_row_for_each_length(tmp_path, monkeypatch):
     out = tmp_path / "horizon.json"
-    monkeypatch.setattr(sys, "argv", f"x --models cos-mini-two --steps 2 --mazes 2 --out {out}".split())
+    monkeypatch.setattr(sys, "argv", f"x --models cos-mini-two --steps 3 2 --mazes 2 --out {out}".split())
     horizon.main()
     rows = json.loads(out.read_text())["rows"]
-    assert [tuple(row["moves"]) for row in rows[::2]] == list(horizon.LENGTHS)
-    for one, two in zip(rows[::2], rows[1::2], strict=True):
-        added = two["cells"]["value"] - one["cells"]["value"]
-        assert (one["steps"], two["steps"]) == (1, 2) and added == pytest.approx(two["added"]["value"], abs=2e-4)
+    assert [tuple(row["moves"]) for row in rows[::3]] == list(horizon.LENGTHS)
+    for group in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        one, two, three = (row["cells"]["value"] for row in group)
+        assert [row["steps"] for row in group] == [1, 2, 3] and ["late" in row for row in group] == [False, False, True]
+        assert group[1]["added"]["value"] == pytest.approx(two - one, abs=2e-4)
+        assert group[2]["added"]["value"] == pytest.approx(three - one, abs=2e-4)
+        assert group[2]["late"]["value"] == pytest.approx(three - two, abs=2e-4)
     assert all(row["cells"]["low"] <= row["cells"]["value"] <= row["cells"]["high"] for row in rows)
 
 

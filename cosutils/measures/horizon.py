@@ -3,14 +3,14 @@
     python -m cosutils.measures.horizon
 
 writes `data/results/horizon.json`. A row is one model, number of steps and length of the way: the share of cells of
-the last frame that are right (`Score.parts["answer"]`), how often the right goal leads, and what the steps add to one
-pass of the same model, maze by maze. `trainings` sums up the models of each of `KINDS`, which differ in their training
+the last frame that are right (`Score.parts["answer"]`), how often the right goal leads, what the steps add to one pass
+of the same model, and what they add to the fewest steps beyond one (`late`), maze by maze. `trainings` sums up the models of each of `KINDS`, which differ in their training
 seed alone: what the steps add, its mean over trainings, and how much more a memory lets them add than the plain
 training of the same seed. The mazes come from sealed seeds, and the run is made once.
 
 The rules, older than the run. At a length, steps *extend* the horizon where the interval of what they add to the cells
 lies above .05, and *shorten* it where that lies below -.05; where there are several trainings, the interval is
-Student's over them. The memory *helps* at a length where the interval of the difference lies above 0.
+Student's over them. A model *drifts* where the interval of `late` lies below 0. The memory *helps* at a length where the interval of the difference lies above 0.
 """
 
 from __future__ import annotations
@@ -107,13 +107,14 @@ def main() -> None:
     for model in args.models:
         pipe = load(model)
         for (least, most), group in zip(LENGTHS, groups, strict=True):
-            once = read(pipe, group, 1)
-            for steps in (1, *args.steps):
-                seen = read(pipe, group, steps) if steps > 1 else once
+            cells: dict[int, list[float]] = {}
+            for steps in (1, *sorted(args.steps)):
+                seen = read(pipe, group, steps)
+                cells[steps] = seen["cells"]
                 found = dict(cells=bootstrap_interval(seen["cells"]),
                              leads=rate_interval(int(sum(seen["leads"])), len(group)))  # fmt: skip
-                if steps > 1:
-                    found["added"] = bootstrap_interval(np.subtract(seen["cells"], once["cells"]))
+                for name, before in zip(("added", "late"), [*cells][:-1][:2], strict=False):
+                    found[name] = bootstrap_interval(np.subtract(seen["cells"], cells[before]))
                 rows.append(dict(model=model, moves=[least, most], steps=steps, n=len(group)) | {
                     name: dict(value=round(v.estimate, 4), low=round(v.low, 4), high=round(v.high, 4))
                     for name, v in found.items()
