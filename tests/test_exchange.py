@@ -47,6 +47,15 @@ def test_rows_are_the_donor_the_recipient_and_every_exchange(pipe):
     assert np.allclose(parts, films, atol=1e-5)
 
 
+def test_with_guidance_an_exchange_takes_place_in_the_pass_that_is_named(pipe):
+    """The last state exchanged in both passes gives the donor's film; the pass without a prompt is alike in both."""
+    sample = tasks.find_shape.sample(0)
+    ways = [Exchange(1, "state", branch=branch) for branch in ("both", "cond", "uncond")]
+    donor, own, (both, cond, uncond) = between_twins(pipe, sample, ways, guidance_scale=3.0, num_inference_steps=1)
+    assert np.allclose(both, donor, atol=1e-5) and np.allclose(cond, donor, atol=1e-5)
+    assert np.allclose(uncond, own, atol=1e-5) and not np.allclose(own, donor, atol=1e-3)
+
+
 @contextmanager
 def by_hand(pipe, layer, mode, steps):
     """The exchange as two lines of a plain hook: row 1 of a batch takes what block `layer` makes of row 0."""
@@ -181,6 +190,8 @@ def test_a_state_carried_on_under_its_own_condition_ends_as_its_own_run(pipe):
 def test_what_cannot_be_exchanged_is_refused(pipe):
     with pytest.raises(ValueError, match="no mode 'part'"):
         Exchange(1, "part")
+    with pytest.raises(ValueError, match="branch"):
+        Exchange(1, branch="none")
     with pytest.raises(ValueError, match="first, the number of steps of an exchange, must be 1 or more, got 0"):
         Exchange(1, first=0)
     with pytest.raises(ValueError, match="different pictures"):

@@ -25,6 +25,7 @@ import torch
 from diffusers import WanImageToVideoPipeline
 
 from .._check import whole
+from ..hooks._blocks import check_branches
 from ..hooks.capture import Capture, capture
 from ..hooks.record import Run
 from ..hooks.reductions import Grid, raw
@@ -48,16 +49,19 @@ class Exchange:
 
     mode: "delta" the block's update, "state" its whole output, "region" the whole output of the tokens in which the two
     answers differ, in the latent frames after the first, "text" what its cross-attention brings in of the prompt.
-    first: at how many first steps (None: at all).
+    first: at how many first steps (None: at all). branch: "cond", the pass that reads the prompt; with guidance above 1
+    also "uncond", the one that does not, or "both".
     """
 
     layer: int | range
     mode: str = "delta"
     first: int | None = None
+    branch: str = "cond"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"no mode {self.mode!r}: allowed are {', '.join(map(repr, MODES))}")
+        check_branches(self.branch)
         if self.first is not None:
             whole(self.first, "first, the number of steps of an exchange,", least=1)
 
@@ -65,9 +69,9 @@ class Exchange:
         """The `swap` context of this exchange."""
         steps = None if self.first is None else range(self.first)
         if self.mode == "text":
-            return swap(pipe, self.layer, donor, steps=steps, part="cross_attention")
+            return swap(pipe, self.layer, donor, steps=steps, branch=self.branch, part="cross_attention")
         if self.mode != "region":
-            return swap(pipe, self.layer, donor, self.mode, steps=steps)
+            return swap(pipe, self.layer, donor, self.mode, steps=steps, branch=self.branch)
         differ = (sample.options[sample.answer] != sample.blank) | (sample.twin().ids[-1] != sample.twin().blank)
 
         def tokens(grid: Grid) -> torch.Tensor:
@@ -75,7 +79,7 @@ class Exchange:
             mask[0] = False
             return torch.from_numpy(mask)
 
-        return swap(pipe, self.layer, donor, "state", tokens, steps)
+        return swap(pipe, self.layer, donor, "state", tokens, steps, self.branch)
 
 
 def leading_twin(sample: Sample, film: np.ndarray) -> str | None:
