@@ -91,7 +91,7 @@ def deciding(results: pathlib.Path) -> str:
             ax.tick_params(axis="y", length=0)
             ax.spines["left"].set_visible(False)
         axes[0].text(0.03, 3.14, "decided", color=BLUE, va="center", fontweight="bold")
-        axes[0].text(0.36, 2.86, "drawn", color=ORANGE, va="center", ha="right", fontweight="bold")
+        axes[0].text(0.36, 2.86, "exact", color=ORANGE, va="center", ha="right", fontweight="bold")
         fig.supxlabel("share of puzzles that all twenty steps add to the first", fontsize=9.5)
     said = ""
     for model, found in reversed(numbers.items()):
@@ -123,7 +123,7 @@ def testbed(summary: pathlib.Path) -> str:
                 ax.plot(rungs, value, color=colour, ls=dash, lw=2)
                 ax.fill_between(rungs, low, high, color=colour, alpha=0.18, lw=0)
             ax.axhline(0.2, color=INK, lw=0.8, alpha=0.5)
-            ax.set(title=f"{title} (claim {found['verdict']})", xlabel="rungs to follow", ylim=(0, 1.03), xticks=rungs)
+            ax.set(title=f"{title} (claim: {found['verdict']})", xlabel="rungs to follow", ylim=(0, 1.03), xticks=rungs)
             three = found["lengths"][2]
             said.append(f"{title}, three rungs: {three['first']['value']:.2f} to {three['end']['value']:.2f}")
         axes[0].set_ylabel("share decided right")

@@ -72,7 +72,7 @@ document.addEventListener("DOMContentLoaded", () => {
   let timer = null;
   const show = (step) => {
     slider.value = step;
-    count.textContent = `step ${step} of ${steps - 1}`;
+    count.textContent = `step ${step} (0 to ${steps - 1})`;
     update.forEach((draw) => draw(step));
   };
   const run = (wanted) => {

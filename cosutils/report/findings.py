@@ -102,8 +102,8 @@ def say(part: Part, findings: Mapping[str, Sequence[Finding]]) -> Said:
 
     findings: model -> its judged claims, as `evidence.gather` returns them. Where the model of the part was not run
     the sentence speaks of the first that was. In a sentence {tasks} are those that support the claim, {others} the
-    rest, {claim} is the claim and {shares} tells which tasks have which verdict. ValueError where
-    no model has the claim.
+    rest, {refused} those of them that do not support it and {open} those on which it cannot be told; {claim} is the
+    claim and {shares} tells which tasks have which verdict. ValueError where no model has the claim.
     """
     own = {model: [f for f in found if f.key == part.claim] for model, found in findings.items()}
     if not any(own.values()):
@@ -122,7 +122,9 @@ def say(part: Part, findings: Mapping[str, Sequence[Finding]]) -> Said:
     template = part.says.get(word, "{claim}: {shares}." if split else "{claim}: not measured.")
     supported = split.get("supported", [])
     others = [f.task for f in own.get(model, []) if f.task and f.task not in supported]
-    sentence = template.format(claim=claim, shares=shares, tasks=_tasks(supported), others=_tasks(others))
+    refused = split.get("not supported", [])
+    named = dict(tasks=supported, others=others, refused=refused, open=[task for task in others if task not in refused])
+    sentence = template.format(claim=claim, shares=shares, **{key: _tasks(value) for key, value in named.items()})
     number = ""
     if part.measure:
         quoted = {f.task: f.rows[part.measure][0] or f.rows[part.measure][1] for f in own.get(model, []) if f.task}
