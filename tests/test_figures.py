@@ -235,7 +235,7 @@ def test_candidates_mark_the_answer():
     for k, line in enumerate(lines):
         assert line.get_label().split(" (")[0] == names[k]
         np.testing.assert_array_equal(line.get_xydata(), np.stack([np.arange(4), evidence[:, k]], 1))
-    assert ax.get_xlabel() == "denoising step" and ax.get_ylabel().startswith("evidence")
+    assert ax.get_xlabel() == "denoising step" and ax.get_ylabel().startswith("share")
     with pytest.raises(ValueError, match="'cell 9' is not among"):
         figures.candidate_curves(ax, range(4), evidence, names, "cell 9")
     with pytest.raises(ValueError, match=r"\(3, 9\)"):

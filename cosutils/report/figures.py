@@ -438,7 +438,7 @@ def candidate_curves(
         lines += ax.plot(steps, evidence[:, column], **style)
     last = dict(zip(names, evidence[-1], strict=True))
     right = last.pop(answer)
-    beside = {"right": (right, PALETTE[0])}
+    beside = {"correct": (right, PALETTE[0])}
     if last:  # of the wrong answers the strongest at the end is named, clear of the right one
         strongest = max(last, key=last.__getitem__)
         clear = right + 0.1 if last[strongest] >= right else right - 0.1
@@ -448,5 +448,5 @@ def candidate_curves(
         end = (1, height), (3, 0)  # behind the right spine
         ax.annotate(word, *end, xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=9,
                     color=color)  # fmt: skip
-    ax.set(xlabel="denoising step", ylabel="evidence in the clean estimate", ylim=(-0.03, 1.03))
+    ax.set(xlabel="denoising step", ylabel="share in the clean estimate", ylim=(-0.03, 1.03))
     return lines
