@@ -11,9 +11,12 @@ window.cosAnswers = (() => {
     node.textContent = text;
     return node;
   };
-  const look = ({ right }, k) => ({
-    class: right ? "right" : "other",
-    style: `stroke: var(--explorer-${k % 8}); stroke-dasharray: ${dashes[Math.floor(k / 8) % 3]}`,
+  // Right answers are blue, the wrong ones have the six other colours, then the same colours dashed.
+  const place = (answers, k) => answers.slice(0, k).filter(({ right }) => right === answers[k].right).length;
+  const hue = (answers, k) => `var(--explorer-${answers[k].right ? (place(answers, k) % 2) * 7 : 1 + (place(answers, k) % 6)})`;
+  const look = (answers, k) => ({
+    class: answers[k].right ? "right" : "other",
+    style: `stroke: ${hue(answers, k)}; stroke-dasharray: ${answers[k].right ? "none" : dashes[Math.floor(place(answers, k) / 6) % 3]}`,
   });
 
   // Curves of `answers` over the noise levels `sigmas`; a click calls pick(step).
@@ -39,10 +42,10 @@ window.cosAnswers = (() => {
     return (shares, step, before = [], edits = []) => svg.replaceChildren(
       ...frame,
       ...edits.map((at) => draw("path", { class: "edit", d: `M${x(at)} ${foot}l-5 8h10z` })),
-      ...answers.map((answer, k) => draw("path", { ...look(answer, k), class: "before", d: line(before, k).join("") })),
-      ...answers.map((answer, k) => draw("path", { ...look(answer, k), d: line(shares, k).join("") })),
+      ...answers.map((_, k) => draw("path", { ...look(answers, k), class: "before", d: line(before, k).join("") })),
+      ...answers.map((_, k) => draw("path", { ...look(answers, k), d: line(shares, k).join("") })),
       ...(shares.length === 1 ? answers.map((_, k) =>
-        draw("circle", { cx: x(0), cy: y(shares[0][k]), r: 4, style: `fill: var(--explorer-${k % 8})` })) : []),
+        draw("circle", { cx: x(0), cy: y(shares[0][k]), r: 4, style: `fill: ${hue(answers, k)}` })) : []),
       draw("line", { class: "now", x1: x(step), x2: x(step), y1: box.top, y2: foot }),
     );
   }
@@ -54,7 +57,7 @@ window.cosAnswers = (() => {
     node.tBodies[0].replaceChildren(...answers.map((answer, k) => {
       const row = document.createElement("tr"), head = cell("th", "", "row"), button = document.createElement("button");
       const swatch = draw("svg", { viewBox: "0 0 24 8", "aria-hidden": "true" });
-      swatch.append(draw("path", { d: "M0 4L24 4", ...look(answer, k) }));
+      swatch.append(draw("path", { d: "M0 4L24 4", ...look(answers, k) }));
       Object.assign(button, { type: "button", title: "show this answer on the picture" });
       button.append(swatch, answer.right ? `${answer.name} ★` : answer.name);
       for (const kind of ["pointerenter", "focus"]) button.addEventListener(kind, () => point(k));
@@ -72,7 +75,7 @@ window.cosAnswers = (() => {
   function outline(canvas, answers, k) {
     if (k === null) return;
     const pen = canvas.getContext("2d"), size = canvas.width / 10;
-    pen.strokeStyle = getComputedStyle(canvas).getPropertyValue(`--explorer-${k % 8}`);
+    pen.strokeStyle = getComputedStyle(canvas).getPropertyValue(hue(answers, k).slice(4, -1));
     pen.lineWidth = canvas.width / 80;
     for (const cell of answers[k].cells) {
       const corner = [(cell % 10) * size, Math.floor(cell / 10) * size].map((value) => value + pen.lineWidth / 2);
