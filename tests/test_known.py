@@ -172,11 +172,11 @@ def test_the_record_holds_enough_puzzles_and_all_mechanisms(record):
 def test_the_column_says_what_the_rule_says(record):
     head, groups = calibration.table(record, DATA / "claims.yaml", DATA / "results")
     claims = load_claims(DATA / "claims.yaml")
-    assert head[-1] == "diagnostic" and len(groups) == len(claims)
+    assert head[1] == "diagnostic" and len(groups) == len(claims)
     for (title, rows), claim in zip(groups.items(), claims.values(), strict=True):
         assert title.startswith(claim["claim"]) and [row[0] for row in rows] == list(claim["measures"])
         if isinstance(claim["known"], str):
-            assert claim["known"] in title and {row[-1] for row in rows} == {"–"}
+            assert claim["known"] in title and {row[1] for row in rows} == {"–"}
             continue
         judged = [task for task in tasks.NAMES if calibrate(claim, task, record)]
         for row in rows:
@@ -187,7 +187,7 @@ def test_the_column_says_what_the_rule_says(record):
                 if told
                 else "one kind only"
             )
-            assert row[-1] == want, (title, row)
+            assert row[1] == want, (title, row)
 
 
 def test_what_a_guess_shows_is_no_evidence_of_a_chain(record):

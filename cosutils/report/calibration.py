@@ -162,9 +162,9 @@ def table(
 ) -> tuple[list[str], dict[str, list[list[str]]]]:
     """Head and groups of rows, one group for each claim, as `figures.show_table` takes them.
 
-    A row is a measure: its mean over the calibrated tasks under each mechanism, under each of `NETS` (from `numbers` or
-    from their stored runs in folder `results`), and whether it is diagnostic: "yes", "no", or why it cannot be told. A
-    group's title says what the claim's ranges as a whole mistake.
+    A row is a measure: whether it is diagnostic ("yes", "no", or why it cannot be told), its mean over the calibrated
+    tasks under each mechanism, and under each of `NETS` (from `numbers` or from their stored runs in folder `results`).
+    A group's title says what the claim's ranges as a whole mistake.
     """
     groups: dict[str, list[list[str]]] = {}
     for key, claim in load_claims(claims).items():
@@ -175,7 +175,7 @@ def table(
         judged = [task for task in tasks.NAMES if task in names and calibrate(claim, task, numbers)]
         title = f"{claim['claim']} ({claim['paper']})"
         if isinstance(rules, str):
-            groups[f"{title} Not applicable: {rules}"] = [[name, *["–"] * 4, *_nets(stored, {}, name, ()), "–"]
+            groups[f"{title} Not applicable: {rules}"] = [[name, *["–"] * 5, *_nets(stored, {}, name, ())]
                                                           for name in claim["measures"]]  # fmt: skip
             continue
         rows = []
@@ -189,9 +189,9 @@ def table(
             if any(one is not None for one in told):
                 said = [one for one in told if one is not None]
                 word = f"{'yes' if 2 * sum(said) > len(said) else 'no'} ({sum(said)} of {len(said)})"
-            rows.append([measure, *map(_spread, known_values), *_nets(stored, numbers, measure, judged), word])
+            rows.append([measure, word, *map(_spread, known_values), *_nets(stored, numbers, measure, judged)])
         groups[f"{title} {mistaken(claim, judged, numbers)}"] = rows
-    return ["measure", *MECHANISMS, *NETS, "diagnostic"], groups
+    return ["measure", "diagnostic", *MECHANISMS, *NETS], groups
 
 
 def _nets(
@@ -212,8 +212,8 @@ def mistaken(claim: Mapping[str, Any], judged: Sequence[str], numbers: Mapping[s
     if not tests:
         return "Not calibrated."
     sound = sum(test.diagnostic for test in tests)
-    wrong = sorted({f"supported by {name}" for test in tests for name in test.fooled}
-                   | {f"refused by {name}" for test in tests for name in test.missed})  # fmt: skip
+    wrong = sorted({f"wrongly supported for {name}" for test in tests for name in test.fooled}
+                   | {f"wrongly refused for {name}" for test in tests for name in test.missed})  # fmt: skip
     return f"Ranges sound on {sound} of {len(tests)} tasks{': ' * bool(wrong)}{', '.join(wrong)}."
 
 
@@ -234,6 +234,8 @@ def told() -> str:
         return f"{np.mean(values):z.{digits}f}"
 
     def row(model: str, words: str) -> str:
+        own = [task for task in tasks.NAMES if f"{model}/{task}/alive_first" in numbers]
+        words += f" ({own[0].replace('_', ' ')} alone)" * (len(own) == 1)
         cells = [mean(model, f"alive_{end}", 1) for end in ("first", "last")] + [mean(model, "decision_gain", 2)]
         return f'<tr><th scope="row">{words}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
@@ -248,8 +250,8 @@ def told() -> str:
         '<span class="finding-title">What we find</span> The picture that the paper takes for reasoning, several '
         "answers at first and one at the end, does not tell a chain from a guess. What the steps add to the share in "
         "which the right answer leads does: nothing where a model guesses or has decided in its first pass, much in "
-        f"the two chains. Of {len(tried)} claims that the mechanisms can test, {sound} have ranges that mistake none "
-        "of them.</p>"
+        f"the two chains. Of {len(tried)} claims that the mechanisms can test, {sound} have ranges that give every "
+        "mechanism its right verdict.</p>"
         '<div class="finding-scroll"><table class="finding-verdicts"><thead><tr><th scope="col">a model that</th>'
         '<th scope="col">answers alive, first step</th><th scope="col">last step</th>'
         f'<th scope="col">right answer leads: last minus first</th></tr></thead><tbody>{rows}</tbody></table></div>'
