@@ -8,6 +8,7 @@ import torch
 
 import tiny
 from cosutils.measures.chain import (
+    NAMED,
     Trace,
     alive,
     blurred,
@@ -16,6 +17,7 @@ from cosutils.measures.chain import (
     frame_lag,
     leading,
     measures,
+    opened,
     settling,
     trace,
 )
@@ -120,3 +122,17 @@ def test_blur_matches_sharpness_but_not_the_mixture_of_answers():
     assert sharpness(blur) == pytest.approx(sharpness(last[0]), rel=1e-2)
     found = sample.candidates(blur)
     assert found[sample.answer] > 3 * max(v for k, v in found.items() if k != sample.answer)
+
+
+@pytest.mark.parametrize("task", tasks.NAMES)
+def test_an_open_puzzle_has_several_right_answers(task):
+    """Without its prompt nothing names the answer, and the scene stays; two routes of equal length are both right."""
+    puzzle, plain = opened(task, 3), tasks.sample(task, 3)
+    if task == "two_routes":
+        assert len(puzzle.films) == 2
+    elif task in NAMED:
+        assert (
+            puzzle.prompt == "" and plain.prompt and np.array_equal(puzzle.ids, plain.ids) and len(puzzle.options) > 1
+        )
+    else:
+        assert puzzle is None

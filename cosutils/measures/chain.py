@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,26 @@ from scipy.ndimage import gaussian_filter
 
 from ..hooks.record import Run, record
 from ..metrics import commitment_step, effective_number, leader
-from ..mini import world
+from ..mini import tasks, world
 from ..mini.tasks import Sample, Score, agreement
 from ..pipelines.loading import seeded, settings
 
 __all__ = [
-    "Trace", "alive", "blurred", "commitments", "decision", "estimates", "frame_lag", "leading", "measures", "settling",
-    "trace",
+    "Trace", "alive", "blurred", "commitments", "decision", "estimates", "frame_lag", "leading", "measures", "opened",
+    "settling", "trace",
 ]  # fmt: skip
+
+NAMED = ("tictactoe", "shelf", "find_shape", "rotation")  # tasks in which the prompt alone names the answer
+
+
+def opened(task: str, seed: int, **scale: Any) -> Sample | None:
+    """Puzzle `seed` of a task with several right answers: without its prompt, or with two routes of equal length.
+
+    None for a task that cannot be posed so. scale: `pixels` and `frames`, as `tasks.sample` takes them.
+    """
+    if task == "two_routes":
+        return tasks.sample(task, seed, 0, **scale)
+    return replace(tasks.sample(task, seed, **scale), prompt="") if task in NAMED else None
 
 
 @dataclass(frozen=True)
