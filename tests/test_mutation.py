@@ -469,7 +469,7 @@ CHANGES = {
         "test_parameters.py::test_another_name_or_kind_ends_in_one_sentence",
     ),
     "axes of the candidates' curves exchanged": Change(
-        "report/figures.py", 'xlabel="denoising step", ylabel="evidence', 'ylabel="denoising step", xlabel="evidence',
+        "report/figures.py", 'xlabel="denoising step", ylabel="share', 'ylabel="denoising step", xlabel="share',
         "test_figures.py::test_candidates_mark_the_answer",
     ),
     "axes of the grid of steps and frames exchanged": Change(
