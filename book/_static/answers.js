@@ -13,10 +13,10 @@ window.cosAnswers = (() => {
   };
   // Right answers are blue, the wrong ones have the six other colours, then the same colours dashed.
   const place = (answers, k) => answers.slice(0, k).filter(({ right }) => right === answers[k].right).length;
-  const hue = (answers, k) => `var(--explorer-${answers[k].right ? (place(answers, k) % 2) * 7 : 1 + (place(answers, k) % 6)})`;
+  const hue = (answers, k) => `--explorer-${answers[k].right ? (place(answers, k) % 2) * 7 : 1 + (place(answers, k) % 6)}`;
   const look = (answers, k) => ({
     class: answers[k].right ? "right" : "other",
-    style: `stroke: ${hue(answers, k)}; stroke-dasharray: ${answers[k].right ? "none" : dashes[Math.floor(place(answers, k) / 6) % 3]}`,
+    style: `stroke: var(${hue(answers, k)}); stroke-dasharray: ${answers[k].right ? "none" : dashes[Math.floor(place(answers, k) / 6) % 3]}`,
   });
 
   // Curves of `answers` over the noise levels `sigmas`; a click calls pick(step).
@@ -45,7 +45,7 @@ window.cosAnswers = (() => {
       ...answers.map((_, k) => draw("path", { ...look(answers, k), class: "before", d: line(before, k).join("") })),
       ...answers.map((_, k) => draw("path", { ...look(answers, k), d: line(shares, k).join("") })),
       ...(shares.length === 1 ? answers.map((_, k) =>
-        draw("circle", { cx: x(0), cy: y(shares[0][k]), r: 4, style: `fill: ${hue(answers, k)}` })) : []),
+        draw("circle", { cx: x(0), cy: y(shares[0][k]), r: 4, style: `fill: var(${hue(answers, k)})` })) : []),
       draw("line", { class: "now", x1: x(step), x2: x(step), y1: box.top, y2: foot }),
     );
   }
@@ -75,7 +75,7 @@ window.cosAnswers = (() => {
   function outline(canvas, answers, k) {
     if (k === null) return;
     const pen = canvas.getContext("2d"), size = canvas.width / 10;
-    pen.strokeStyle = getComputedStyle(canvas).getPropertyValue(hue(answers, k).slice(4, -1));
+    pen.strokeStyle = getComputedStyle(canvas).getPropertyValue(hue(answers, k));
     pen.lineWidth = canvas.width / 80;
     for (const cell of answers[k].cells) {
       const corner = [(cell % 10) * size, Math.floor(cell / 10) * size].map((value) => value + pen.lineWidth / 2);
