@@ -64,6 +64,21 @@ def test_trainings_are_summed_up_seed_by_seed(tmp_path, monkeypatch):
     assert {row["added"]["n"] for row in horizon.sum_up(rows[1:])} == {2} and horizon.sum_up(rows[:2]) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "added", "said"),
+    [
+        ("plain", dict(value=0.2), "one training"),
+        ("plain", dict(value=0.2, low=0.06, high=0.34), "extends"),
+        ("memory", dict(value=0.2, low=0.04, high=0.36), "neither"),
+        ("memory", dict(value=-0.2, low=-0.34, high=-0.06), "shortens"),
+        ("memory - plain", dict(value=0.2, low=0.01, high=0.39), "helps"),
+        ("memory - plain", dict(value=-0.2, low=-0.34, high=-0.06), "not shown"),
+    ],
+)
+def test_the_verdict_follows_the_rules(kind, added, said):
+    assert horizon.verdict(kind, added) == said
+
+
 @pytest.mark.parametrize("kind", horizon.KINDS)
 def test_models_of_a_kind_differ_in_their_training_seed_alone(kind):
     cards = [(data_folder() / model / "README.md").read_text() for model in horizon.trainings(kind)]

@@ -32,7 +32,7 @@ from ..mini import split, tasks
 from ..mini.model import films_of
 from ..pipelines.loading import data_folder, load
 
-__all__ = ["KINDS", "LENGTHS", "mazes", "read", "sum_up", "trainings"]
+__all__ = ["KINDS", "LENGTHS", "mazes", "read", "sum_up", "trainings", "verdict"]
 
 LENGTHS = ((4, 7), (8, 11), (12, 15), (16, 21), (22, 40))
 """Moves on the way, from and to, of each group of mazes."""
@@ -78,9 +78,18 @@ def read(pipe: WanImageToVideoPipeline, group: Sequence[tasks.Sample], steps: in
     return rows
 
 
+def verdict(kind: str, added: dict[str, float]) -> str:
+    """What the rules above say of one interval over trainings; "one training" where there is none."""
+    if "low" not in added:
+        return "one training"
+    if kind not in KINDS:
+        return "helps" if added["low"] > 0 else "not shown"
+    return "extends" if added["low"] > 0.05 else "shortens" if added["high"] < -0.05 else "neither"
+
+
 def sum_up(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What steps add, over the trainings: kind "plain", "memory" or "memory - plain", moves, steps, and added as
-    `over_trainings` gives it. A training seed that is not in `rows` for both kinds is left out.
+    """What steps add, over the trainings: kind "plain", "memory" or "memory - plain", moves, steps, added as
+    `over_trainings` gives it, and its `verdict`. A training seed that is not in `rows` for both kinds is left out.
     """
     added = {(row["model"], tuple(row["moves"]), row["steps"]): row["added"]["value"] for row in rows if "added" in row}
     models = {model for model, _, _ in added}
@@ -93,7 +102,7 @@ def sum_up(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         each["memory - plain"] = each["memory"] - each["plain"]
         for kind, values in each.items():
             rounded = {name: round(value, 4) for name, value in over_trainings(values).items()}
-            found.append(dict(kind=kind, moves=list(moves), steps=steps, added=rounded))
+            found.append(dict(kind=kind, moves=list(moves), steps=steps, added=rounded, verdict=verdict(kind, rounded)))
     return found
 
 
