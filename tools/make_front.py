@@ -26,11 +26,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import cosutils as cos
-from cosutils._files import read_json, write_text
+from cosutils._files import write_text
 from cosutils.measures import chain
 from cosutils.report import figures
 from cosutils.report.findings import MODELS
 from cosutils.report.results import read_numbers
+from cosutils.serial import verdict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODEL = "cos-mini-shallow"
@@ -101,36 +102,36 @@ def deciding(results: pathlib.Path) -> str:
     return svg_text(fig, f"What twenty steps add to the first, in decisions and in exact films.{said}")
 
 
-def group(summary: pathlib.Path, variant: str) -> dict[str, Any]:
-    """The testbed's models of one block with three training seeds, `variant` "plain" or "memory"."""
-    wanted = {"task": "ladder", "film": "trail", "depth": "1", "variant": variant, "scale": 1.0, "seeds": 3}
-    (found,) = [one for one in read_json(summary)["groups"] if all(one[key] == wanted[key] for key in wanted)]
-    return found
+RUNGS = 3  # of the puzzles in the second figure
 
 
-def testbed(summary: pathlib.Path) -> str:
-    """Decisions of the testbed's two models against the length of the chain, after one step and after 32."""
+def testbed(report: pathlib.Path) -> str:
+    """The testbed's two models on sealed puzzles: candidates alive at the last step, and decisions, by steps."""
+    found = verdict.groups(verdict.load_records(report))
+    panels = {"the picture: answers still alive": verdict.alive, "the truth: the right answer leads": verdict.decided}
+    said = dict.fromkeys(("plain", "memory"), "")
     with mpl.rc_context(STYLE):
-        fig, axes = plt.subplots(1, 2, figsize=(7, 2.9), sharey=True, layout="constrained")
-        said = []
-        for ax, (variant, title) in zip(axes, (("plain", "plain"), ("memory", "with a memory")), strict=True):
-            found = group(summary, variant)
-            rungs = [one["length"] for one in found["lengths"]]
-            for key, colour, dash in (("first", ORANGE, "--"), ("end", BLUE, "-")):
+        fig, axes = plt.subplots(1, 2, figsize=(7, 2.9), layout="constrained")
+        for ax, (title, curves), ends in zip(axes, panels.items(), ((1, 5), (0, 1)), strict=True):
+            for variant, color, dash in (("plain", ORANGE, "--"), ("memory", BLUE, "-")):
+                band = curves(found[verdict.usual("ladder", "trail", 1, variant)])[RUNGS]
                 value, low, high = (
-                    np.clip([one[key][end] for one in found["lengths"]], 0, 1) for end in ("value", "low", "high")
+                    np.clip([row[end] for row in band.values()], *ends) for end in ("value", "low", "high")
                 )
-                ax.plot(rungs, value, color=colour, ls=dash, lw=2)
-                ax.fill_between(rungs, low, high, color=colour, alpha=0.18, lw=0)
-            ax.axhline(0.2, color=INK, lw=0.8, alpha=0.5)
-            ax.set(title=f"{title} (claim: {found['verdict']})", xlabel="rungs to follow", ylim=(0, 1.03), xticks=rungs)
-            three = found["lengths"][2]
-            said.append(f"{title}, three rungs: {three['first']['value']:.2f} to {three['end']['value']:.2f}")
-        axes[0].set_ylabel("share decided right")
-        axes[1].text(5.2, 0.84, "32 steps", color=BLUE, fontweight="bold", va="top")
-        axes[1].text(5.2, 0.44, "one step", color=ORANGE, fontweight="bold")
-        axes[1].text(8, 0.17, "chance", ha="right", va="top")
-    return svg_text(fig, f"Right decisions after one step and after 32, by rungs. {'; '.join(said)}.")
+                ax.plot(list(band), value, color=color, ls=dash, lw=2)
+                ax.fill_between(list(band), low, high, color=color, alpha=0.18, lw=0)
+                said[variant] += f", {title} {value[0]:.2f} to {value[-1]:.2f}"
+            ax.set_xscale("log", base=2)
+            ax.set(title=title, xlabel="number of denoising steps", xticks=list(band), xticklabels=list(band))
+        axes[0].set(ylim=(0.9, 5.1), yticks=range(1, 6), ylabel="of five")
+        axes[1].set(ylim=(0, 1.03), ylabel="share of puzzles")
+        axes[1].axhline(0.2, color=INK, lw=0.8, alpha=0.5)
+        axes[1].text(32, 0.17, "chance", ha="right", va="top")
+        for ax, plain, memory in ((axes[0], (32, 1.95), (1.05, 1.2)), (axes[1], (32, 0.51), (32, 0.82))):
+            ax.text(*plain, "plain", color=ORANGE, fontweight="bold", ha="right")
+            ax.text(*memory, "with a memory", color=BLUE, fontweight="bold", ha="right" if memory[0] > 2 else "left")
+    listed = "; ".join(f"{name}{text}" for name, text in said.items())
+    return svg_text(fig, f"Two models by number of steps, {RUNGS} rungs: {listed}.")
 
 
 def runs() -> dict[str, chain.Trace]:
@@ -171,7 +172,7 @@ def make(folder: pathlib.Path) -> None:
     fig.savefig(folder / "strip.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
     plt.close(fig)
     write_text(folder / "deciding.svg", deciding(ROOT / "data" / "results"))
-    write_text(folder / "testbed.svg", testbed(ROOT / "data" / "serial" / "report" / "summary.json"))
+    write_text(folder / "testbed.svg", testbed(ROOT / "data" / "serial" / "report"))
 
 
 def main() -> None:

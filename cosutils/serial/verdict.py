@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .train import Arguments
 
 __all__ = [
     "END",
+    "alive",
     "best",
     "by_depth",
     "cells",
@@ -63,13 +65,17 @@ def groups(records: list[dict]) -> dict[tuple, list[dict]]:
     return dict(found)
 
 
-def _decisions(one: dict, sampler: str) -> dict[int, dict[int, float]]:
-    """steps -> length -> decision."""
+def _by_steps(one: dict, sampler: str, number: Callable[[dict], float]) -> dict[int, dict[int, float]]:
+    """steps -> length -> a number of the row."""
     found: dict[int, dict[int, float]] = defaultdict(dict)
     for row in one["curves"]:
         if row["sampler"] == sampler:
-            found[row["steps"]][row["length"]] = row["decision"]["value"]
+            found[row["steps"]][row["length"]] = number(row)
     return dict(found)
+
+
+def _decisions(one: dict, sampler: str) -> dict[int, dict[int, float]]:
+    return _by_steps(one, sampler, lambda row: row["decision"]["value"])
 
 
 def judge(records: list[dict], sampler: str = "uniform") -> dict:
@@ -177,7 +183,15 @@ def usual(task: str, film: str, depth: int | str, variant: str) -> tuple:
 
 def decided(records: list[dict], sampler: str = "uniform") -> dict[int, dict[int, dict[str, float | int]]]:
     """length -> steps -> decision accuracy, its mean over training seeds with Student's interval."""
-    seeds = [_decisions(one, sampler) for one in records]
+    return _over_seeds([_decisions(one, sampler) for one in records])
+
+
+def alive(records: list[dict]) -> dict[int, dict[int, dict[str, float | int]]]:
+    """length -> steps -> candidates alive at the last of them, its mean over training seeds with Student's interval."""
+    return _over_seeds([_by_steps(one, "uniform", lambda row: row["alive"][-1]) for one in records])
+
+
+def _over_seeds(seeds: list[dict[int, dict[int, float]]]) -> dict[int, dict[int, dict[str, float | int]]]:
     return {
         length: {steps: over_trainings([one[steps][length] for one in seeds]) for steps in sorted(seeds[0])}
         for length in sorted(seeds[0][1])
