@@ -192,6 +192,17 @@ def test_grid_puts_every_picture_in_its_place():
     assert [text.get_text() for text in ax.texts] == ["explore"]
 
 
+def test_places_are_spread_from_the_first_to_the_last():
+    assert (
+        figures.evenly(17, 5) == [0, 4, 8, 12, 16]
+        and figures.evenly(3, 9) == [0, 1, 2]
+        and figures.evenly(20, 1) == [0]
+    )
+    for length, number in ((0, 5), (5, 0)):
+        with pytest.raises(ValueError, match=f"no {number} places in {length}"):
+            figures.evenly(length, number)
+
+
 def test_grid_refuses_what_does_not_fit():
     images = np.zeros((3, 2, 8, 8, 3))
     with pytest.raises(ValueError, match="2 sigmas for images of 3"):

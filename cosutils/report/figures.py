@@ -33,6 +33,7 @@ __all__ = [
     "curve_with_band",
     "drawn",
     "encode_film",
+    "evenly",
     "picture_grid",
     "show",
     "show_film",
@@ -285,7 +286,7 @@ def picture_grid(
     columns: Sequence[str],
     xlabel: str,
     ylabel: str = "",
-    cell: float = 0.72,
+    cell: float = 1.0,
 ) -> Figure:
     """Pictures side by side, framed: images (R, C, H, W, 3), float in [0, 1] or uint8, with R row and C column labels.
 
@@ -318,13 +319,23 @@ def picture_grid(
     return fig
 
 
+def evenly(length: int, number: int) -> list[int]:
+    """At most `number` places of `range(length)`, evenly from the first to the last, for the rows or columns of a grid.
+
+    ValueError unless both are at least 1.
+    """
+    if min(length, number) < 1:
+        raise ValueError(f"no {number} places in {length}: both must be at least 1")
+    return sorted({round(place) for place in np.linspace(0, length - 1, min(number, length))})
+
+
 def step_frame_grid(
     images: np.ndarray,
     sigmas: Sequence[float],
     frames: Sequence[int],
     steps: Sequence[int] | None = None,
     phases: Mapping[str, tuple[int, int]] | None = None,
-    cell: float = 0.72,
+    cell: float = 1.0,
 ) -> Figure:
     """The paper's Fig. 1 as one picture: rows are denoising steps (noisiest on top), columns are frames.
 
