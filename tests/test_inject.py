@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from cosutils.hooks.inject import (
     renoise,
 )
 from cosutils.hooks.record import record, resume
+from cosutils.pipelines.arguments import function_name
 
 
 def run_with(pipe, *edits, **changes):
@@ -236,6 +239,31 @@ def test_a_function_edits_what_the_model_sees(kind, solver):
 
 def times(scale):
     return lambda x, step, sigma, x0: x * scale
+
+
+def steer(function):
+    return lambda x, *_: function(x)
+
+
+def test_functions_that_hold_other_functions_do_not_pass_for_each_other():
+    pipe = tiny.build("a14b")
+    with record(pipe) as run, inject(pipe, steer(torch.zeros_like), steps=2):
+        pipe(**tiny.call())
+    with inject(pipe, steer(torch.ones_like), steps=2):
+        again = resume(pipe, run, 2, **tiny.call()).frames
+        assert torch.equal(again, pipe(**tiny.call()).frames) and not torch.equal(again, run.latents)
+
+
+def test_a_name_follows_what_a_function_holds_and_ends_where_it_calls_itself():
+    def outer(scale):
+        return lambda x, *_: (lambda y: y * scale)(x)
+
+    def again(x, *_):
+        return again(x) if x is None else x
+
+    named = [function_name(one) for one in (outer(2), outer(2), outer(3), partial(outer(2)), partial(outer(3)))]
+    assert named[0] == named[1] and len(set(named)) == 4
+    assert function_name(again) == function_name(again)
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .._check import whole, wholes
 from ..pipelines.arguments import function_name
+from ..pipelines.check import remembering
 from ..pipelines.families import only_wan
 from ._call import Hub, Tap, tapped
 from .record import Run, resume
@@ -195,9 +196,12 @@ def from_noise(pipe: DiffusionPipeline, edit: Edit, **arguments: Any) -> Any:
     """The call under `edit`, a `noise_at_step`, computed from that step on.
 
     Noise in the place of all of x_s leaves nothing of the steps before, so the output equals the full call's under
-    `inject`. Raises ValueError for an edit that keeps a frame or the estimate and for a solver that draws noise.
+    `inject`. Raises ValueError for an edit that keeps a frame or the estimate, for a solver that draws noise and for a
+    model that sees its last estimate (`cosutils.mini.memory`): there the steps before leave something.
     """
     only_wan(pipe, "from_noise")
+    if remembering(pipe):
+        raise ValueError("the model sees its last estimate, so that noise at a step does not replace all: use inject")
     if edit.step is None or edit.frame is not None or edit.keep_estimate:
         raise ValueError(f"only noise_at_step replaces all that the steps before computed, not {edit!r}")
 

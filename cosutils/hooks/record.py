@@ -34,7 +34,7 @@ from .. import __version__
 from .._check import is_whole, whole
 from .._files import read_json, sha256, write_all
 from ..pipelines.arguments import is_finite, plain
-from ..pipelines.check import experts, model_name
+from ..pipelines.check import experts, model_name, remembering
 from ..pipelines.families import family_of
 from ..pipelines.families.base import Flow
 from ..pipelines.lora import active_lora
@@ -244,7 +244,8 @@ def record(pipe: DiffusionPipeline, keep: Iterable[str] = KEPT) -> Iterator[Run]
     call.
 
     `keep` names what is stored, out of x, v and x0, on the CPU: at most 10 bytes (12 in float32) per latent
-    value, video and step. `decode` needs x0, `resume` needs x (with a multistep solver also v).
+    value, video and step. `decode` needs x0, `resume` needs x and, from step 1 on, x0 or v (with a
+    multistep solver v).
     """
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     unknown = [name for name in keep if name not in KEPT]
@@ -262,8 +263,10 @@ def resume(pipe: DiffusionPipeline, run: Run, step: int, **arguments: Any) -> An
     `generator` is given or not. The result
     equals the uninterrupted run's; contexts around the call see absolute step numbers, and an edit that the recorded
     x_s holds already does not act again. A multistep solver's memory is rebuilt by replaying its recorded steps,
-    which costs no forward of the model. Raises KeyError for a step that was not recorded and ValueError for a solver
-    that draws noise and for whatever differs from the recorded call: an argument, a component, the schedule.
+    which costs no forward of the model; a model that sees its last estimate (`cosutils.mini.memory`) gets the recorded
+    one. Raises KeyError for a step that was not recorded and ValueError for a solver that draws noise, for such a model
+    under guidance, whose branches have estimates of their own, and for whatever differs from the recorded call: an
+    argument, a component, the schedule.
     """
     if "latents" in arguments:
         raise TypeError("resume takes its latents from the run: leave `latents` out")
@@ -316,6 +319,12 @@ class _Resumed(Tap):
             hub.edits[step] = list(run.edits[step])
         if step > 0:
             hub.x0 = (run.x0 or _estimates(run, solver))[step - 1].to(scheduler.timesteps.device)
+        for model in remembering(hub.pipe):
+            if len(hub.family.passes(hub.arguments)) > 1:
+                raise ValueError("a model with a memory cannot be resumed under guidance: each branch has its own")
+            model.forget()
+            if step > 0:
+                model.remember(hub.x0, float(run.sigmas[step - 1]), branch="cond")
         return step
 
 

@@ -21,8 +21,8 @@ class RememberingWan(WanTransformer3DModel):
     `in_channels` stays what the pipeline passes; `out_channels` more are taken from memory, zero where there
     is none. The memory lives as long as a run: it is forgotten when the noise level does not fall (a new run
     begins), when the size of the batch changes, in training, and by `forget`. A run that begins below the
-    level at which another one was broken off must call `forget` first. The two forwards of classifier-free
-    guidance have a memory each.
+    level at which another one was broken off must call `forget` first; `cosutils.hooks.record.resume` puts the
+    recorded memory in its place. The two forwards of classifier-free guidance have a memory each.
     """
 
     @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
@@ -38,9 +38,12 @@ class RememberingWan(WanTransformer3DModel):
         """Drop the memory."""
         self._memory: dict[str | None, tuple[Tensor, Tensor]] = {}
 
-    def remember(self, estimate: Tensor, sigma: float) -> None:
-        """Put an estimate (B, out_channels, F, H, W) in the place of the one made at noise level `sigma`."""
-        self._memory[self._branch] = (estimate, estimate.new_full((len(estimate),), sigma * 1000))
+    def remember(self, estimate: Tensor, sigma: float, branch: str | None = None) -> None:
+        """Put an estimate (B, out_channels, F, H, W) in the place of the one made at noise level `sigma`.
+
+        branch: of guidance, "cond" or "uncond", as the pipeline names it; None for a transformer that is called alone.
+        """
+        self._memory[branch] = (estimate, estimate.new_full((len(estimate),), sigma * 1000))
 
     @contextmanager
     def cache_context(self, name: str, **kwargs):

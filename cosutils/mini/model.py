@@ -66,24 +66,17 @@ def condition(codec: PatchCodec, latents: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def generate(transformer, noise: torch.Tensor, given: torch.Tensor, embeds: torch.Tensor, steps: int,
-             blank: torch.Tensor | None = None, guidance: float = 1.0) -> torch.Tensor:  # fmt: skip
+def generate(transformer, noise: torch.Tensor, given: torch.Tensor, embeds: torch.Tensor, steps: int) -> torch.Tensor:
     """Euler sampling of many *different* pictures in one batch, which the stock pipeline cannot take.
 
-    noise: (B, C, F, H, W); given: `condition`; embeds: (B, 16, 64); blank: (1, 16, 64), the empty prompt, needed for
-    guidance > 1. Returns final latents. A test holds it equal to the pipeline. [paper, Eq. 1: v = x1 - x0]
+    noise: (B, C, F, H, W); given: `condition`; embeds: (B, 16, 64). Returns final latents. A test holds it equal to the
+    pipeline without guidance. [paper, Eq. 1: v = x1 - x0]
     """
-    if guidance > 1 and blank is None:
-        raise ValueError(f"guidance {guidance} needs `blank`, the embedding of the empty prompt")
-    nothing = embeds if blank is None else blank.expand_as(embeds)
     sigmas = flow_sigmas(steps, SHIFT).tolist()
     x = noise
     for s, s_next in itertools.pairwise(sigmas):
         entry, t = torch.cat([x, given], 1), x.new_full((len(x),), s * 1000)
         v = transformer(entry, t, embeds, return_dict=False)[0]
-        if guidance > 1:
-            free = transformer(entry, t, nothing, return_dict=False)[0]
-            v = free + guidance * (v - free)
         x = x + (s_next - s) * v.float()
     return x
 
@@ -94,7 +87,6 @@ def films_of(
     samples: Sequence[Sample],
     steps: int,
     seed: int = 0,
-    guidance: float = 1.0,
     batch: int = 32,
 ) -> Iterator[np.ndarray]:
     """One film (17, 80, 80, 3) in [0, 1] for each puzzle, as `generate` draws it, many puzzles in one batch.
@@ -105,7 +97,6 @@ def films_of(
     steps, batch = whole(steps, "the number of steps", least=1), whole(batch, "batch", least=1)
     codec, device = pipe.vae, pipe.transformer.device
     std = torch.tensor(codec.config.latents_std)[:, None, None, None]
-    blank = text.embed(pipe.tokenizer, pipe.text_encoder, [""]).to(device)
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
         latents = codec.encode_ids(torch.from_numpy(np.stack([s.ids for s in part])))
@@ -113,7 +104,7 @@ def films_of(
         noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
         embeds = text.embed(pipe.tokenizer, pipe.text_encoder, [s.prompt for s in part])
         noise, given, embeds = noise.to(device), condition(codec, latents).to(device), embeds.to(device)
-        final = generate(pipe.transformer, noise, given, embeds, steps, blank, guidance)
+        final = generate(pipe.transformer, noise, given, embeds, steps)
         if not torch.isfinite(final).all():
             broken = next(s for s, film in zip(part, final, strict=True) if not torch.isfinite(film).all())
             raise ValueError(f"the film of {broken.task} {broken.seed} is not finite: the model's weights are damaged")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from functools import partial
 from numbers import Number
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -118,18 +120,44 @@ def plain(value: Any) -> Any:
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """Name of a function with a digest of its code and of the values that it holds or looks up."""
+    """Name of a function with a digest of its code and of the values and functions that it holds or looks up.
+
+    Functions that it holds (closures, defaults) and those of its own module are followed, others stand by their name.
+    """
+    return _named(function, set())
+
+
+def _named(function: Callable[..., Any], within: set[int]) -> str:
     inner = getattr(function, "__func__", function)
     code = getattr(inner, "__code__", None)
     if code is None:  # functools.partial and objects that can be called
         held = [getattr(function, name, None) for name in ("func", "args", "keywords")] + [vars(function)]
         return f"{type(function).__name__} {_digest(repr(plain(held)))[:8]}"
-    values = [cell.cell_contents for cell in inner.__closure__ or ()]
-    values += [inner.__globals__.get(name) for name in code.co_names]
-    values = [plain(value) for value in values if not callable(value)]
-    given = plain(inner.__defaults__), plain(inner.__kwdefaults__)
-    constants = [one for one in code.co_consts if not hasattr(one, "co_code")]
-    return f"{inner.__qualname__} {_digest(code.co_code, repr((code.co_names, constants, given, values)))[:8]}"
+    if id(inner) in within:  # it calls itself
+        return inner.__qualname__
+    within = within | {id(inner)}
+
+    def value(one: Any, follow: bool) -> Any:
+        if not callable(one):
+            return plain(one)
+        if follow and (hasattr(getattr(one, "__func__", one), "__code__") or isinstance(one, partial)):
+            return _named(one, within)
+        return getattr(one, "__qualname__", type(one).__name__)
+
+    codes = _codes(code)
+    names = dict.fromkeys(name for one in codes for name in one.co_names)
+    looked = [inner.__globals__.get(name) for name in names]
+    held = [cell.cell_contents for cell in inner.__closure__ or ()]
+    held += [*(inner.__defaults__ or ()), *(inner.__kwdefaults__ or {}).values()]
+    values = [value(one, True) for one in held]
+    values += [value(one, hasattr(one, "__code__") and one.__module__ == inner.__module__) for one in looked]
+    constants = [[one for one in part.co_consts if not hasattr(one, "co_code")] for part in codes]
+    return f"{inner.__qualname__} {_digest(*(one.co_code for one in codes), repr(([*names], constants, values)))[:8]}"
+
+
+def _codes(code: CodeType) -> list[CodeType]:
+    """The code of a function and of those that it makes."""
+    return [code, *(inner for one in code.co_consts if isinstance(one, CodeType) for inner in _codes(one))]
 
 
 def _tensor(tensor: Tensor) -> str:

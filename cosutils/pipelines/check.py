@@ -10,13 +10,18 @@ from diffusers import DiffusionPipeline
 
 from .families import family_of
 
-__all__ = ["check_pipeline", "experts", "model_name"]
+__all__ = ["check_pipeline", "experts", "model_name", "remembering"]
 
 
 def experts(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
     """Return the transformers of `pipe` by component name, noisiest first."""
     named = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2")}
     return {name: model for name, model in named.items() if model is not None}
+
+
+def remembering(pipe: DiffusionPipeline) -> list[Any]:
+    """The transformers of `pipe` that see their last estimate, such as `cosutils.mini.memory.RememberingWan`."""
+    return [model for model in experts(pipe).values() if hasattr(model, "remember")]
 
 
 def model_name(pipe: DiffusionPipeline) -> str | None:

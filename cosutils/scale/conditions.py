@@ -36,6 +36,7 @@ from ..hooks.ensemble import ensemble, head, merge_then_single
 from ..hooks.inject import Edit, from_noise, inject, noise_at_frame, noise_at_step, renoise
 from ..hooks.record import Run, Series, record, resume
 from ..measures.frames import RULES, between_frames
+from ..pipelines.check import remembering
 from ..pipelines.families import family_of
 from ..pipelines.loading import seeded
 
@@ -195,7 +196,7 @@ def films(
         if isinstance(what, Narrowed):
             with between_frames(pipe, what.rule, what.steps):
                 return pipe(**call).frames, run
-        if _begins_in_noise(what, estimates):
+        if _begins_in_noise(what, estimates) and not remembering(pipe):
             return from_noise(pipe, what, **call).frames, run
         with inject(pipe, what) if what else nullcontext():
             return pipe(**call).frames, run

@@ -31,13 +31,12 @@ from ..report.results import interval_text, record_numbers
 __all__ = ["measure", "scores", "side_by_side", "table"]
 
 
-def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, guidance: float = 1.0,
-           batch: int = 32) -> list[tasks.Score]:  # fmt: skip
+def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, batch: int = 32) -> list[tasks.Score]:
     """Score of one film per sample. The noise of sample k depends on (seed, sample seed) alone, not on the batch.
 
     ValueError for a model whose film is not finite.
     """
-    films = films_of(pipe, samples, steps, seed, guidance, batch)
+    films = films_of(pipe, samples, steps, seed, batch)
     return [sample.score(film) for sample, film in zip(samples, films, strict=True)]
 
 
