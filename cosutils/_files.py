@@ -151,6 +151,20 @@ def read_json(path: Path) -> Any:
         raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's `log.jsonl`; FileNotFoundError, or ValueError with file and line for one that is damaged."""
+    if not path.is_file():
+        raise FileNotFoundError(f"the run has no {path}")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["seen"], rows[-1]["loss"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged, line {number}: {error!r}") from error
+    return rows
+
+
 def writable_folder(folder: Path | str) -> Path:
     """The folder, made where it is missing, with `~` expanded; OSError that names it where nothing can be written."""
     path = Path(folder).expanduser()

@@ -188,11 +188,11 @@ def paired_interval(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.nda
 def rate_interval(successes: int, trials: int, *, level: float = 0.95) -> Interval:
     """Wilson interval of a success rate (Wilson 1927; scipy.stats.binomtest), within [0, 1].
 
-    successes: 0..trials, trials >= 1; ValueError otherwise.
+    successes: 0..trials, trials >= 1, whole numbers; ValueError otherwise.
     """
+    if trials < 1 or not 0 <= successes <= trials or successes % 1 or trials % 1:
+        raise ValueError(f"need whole numbers, 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
     successes, trials = int(successes), int(trials)
-    if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"need 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
     _check_level(level)
     low, high = stats.binomtest(successes, trials).proportion_ci(confidence_level=level, method="wilson")
     return Interval(successes / trials, float(low), float(high))

@@ -107,6 +107,13 @@ def test_records_are_copies(pipe, reduce):
     assert torch.equal(own[key], disturbed[key]) and torch.equal(own.inputs[key], disturbed.inputs[key])
 
 
+def test_bytes_are_no_mask_and_no_numbers(pipe):
+    mask = torch.tensor([0, 0, 0, 1, 0, 1, 0, 0], dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"a boolean mask or a region, got torch.uint8 \(8,\)"):
+        with capture(pipe, 0, 0, tokens(mask)):
+            pipe(**tiny.call())
+
+
 def test_numpy_numbers_choose_layers_steps_and_tokens(pipe):
     with capture(pipe, np.arange(2), np.int64(1), tokens(np.array([4, 0]))) as some:
         pipe(**tiny.call())

@@ -121,6 +121,17 @@ def test_of_two_edits_the_inner_acts_first_and_captures_see_both(pipe):
 
 
 @pytest.mark.slow
+def test_an_edit_acts_in_inference_mode_as_elsewhere(pipe):
+    def halved(states, place):
+        return states / 2
+
+    films = []
+    for mode in (torch.inference_mode(), nullcontext()):
+        with mode, edit(pipe, 1, 0, halved):
+            films.append(pipe(**tiny.call()).frames)
+    assert torch.equal(*films)
+
+
 def test_edits_work_on_compiled_blocks_and_their_parts_are_refused():
     pipe = tiny.build("a14b")
 

@@ -13,7 +13,7 @@ import tiny
 from cosutils.hooks.capture import capture
 from cosutils.hooks.ensemble import ensemble, merge, merge_then_single
 from cosutils.hooks.inject import inject, noise_at_step
-from cosutils.hooks.record import record
+from cosutils.hooks.record import record, resume
 from cosutils.hooks.reductions import raw
 from cosutils.hooks.swap import swap
 
@@ -110,7 +110,9 @@ def test_a_single_continuation_is_that_row_of_the_ensemble(kind, solver, dtype):
     assert torch.allclose(output.frames.float(), run.latents[2:], atol=close)
     assert torch.allclose(single.x0.stack(), run.x0.stack()[:, 2:], atol=close)
     assert torch.allclose(single.x0[-1], single.latents, atol=close) and sorted(single.x) == list(range(5))
-    assert single.info["ensemble"]["size"] == 3
+    assert single.info["ensemble"]["size"] == 3 and single.info["ensemble"]["seeds"] == [0, 1, 2]
+    again = resume(pipe, single, 3, **tiny.call([P], seed=[2], kind=kind)).frames
+    assert torch.allclose(again.float(), output.frames.float(), atol=close)
     untouched(pipe)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import tiny
-from cosutils.hooks.record import record
+from cosutils.hooks.record import record, resume
 from cosutils.measures.frames import RULES, between_frames, under_rules, visible
 from cosutils.mini import tasks
 from cosutils.pipelines.loading import settings
@@ -45,6 +45,19 @@ def test_noise_in_one_frame_reaches_the_frames_that_may_see_it_and_no_other(pipe
     assert (gap > 1e-6).tolist() == visible(5, rule)[:, 2].tolist()
     free = (estimate(pipe, latents) - estimate(pipe, other)).abs().amax((0, 1, 3, 4))
     assert (free > 1e-6).all()  # and afterwards all frames see each other again
+
+
+def test_a_step_that_no_call_reaches_and_compiled_blocks_are_refused():
+    pipe = tiny.build("a14b")
+    with record(pipe) as run:
+        pipe(**tiny.call())
+    with pytest.raises(RuntimeError, match=r"between_frames did not act: no call reached steps \[0\]"):
+        with between_frames(pipe, "apart", [0, 3]):
+            resume(pipe, run, 2, **tiny.call())
+    pipe.transformer.compile_repeated_blocks(backend="eager")
+    with pytest.raises(ValueError, match="compiled, which hides part 'self_attention'"):
+        with between_frames(pipe, "apart"):
+            pytest.fail("the block was entered")
 
 
 def test_every_rule_is_scored_beside_the_plain_film(pipe):

@@ -43,6 +43,8 @@ def test_the_command_writes_a_row_for_each_length(tmp_path, monkeypatch):
         assert group[1]["added"]["value"] == pytest.approx(two - one, abs=2e-4)
         assert group[2]["added"]["value"] == pytest.approx(three - one, abs=2e-4)
         assert group[2]["late"]["value"] == pytest.approx(three - two, abs=2e-4)
+        assert group[2]["drifts"] == (group[2]["late"]["high"] < 0)
+        assert group[2]["verdict"] == horizon.verdict("plain", group[2]["added"])
     assert all(row["cells"]["low"] <= row["cells"]["value"] <= row["cells"]["high"] for row in rows)
 
 
@@ -62,6 +64,9 @@ def test_trainings_are_summed_up_seed_by_seed(tmp_path, monkeypatch):
     assert found["memory - plain"] == dict(value=0.3, low=0.3, high=0.3, n=3)
     assert found["plain"]["value"] == 0.1 and found["plain"]["high"] == pytest.approx(0.3484, abs=1e-4)
     assert {row["added"]["n"] for row in horizon.sum_up(rows[1:])} == {2} and horizon.sum_up(rows[:2]) == []
+    (tmp_path / "cos-mini-longer-seed1").rmdir()
+    (tmp_path / "cos-mini-memory-seed2").rmdir()
+    assert horizon.sum_up([row for row in rows if row["model"].endswith(("longer-seed2", "memory-seed1"))]) == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +169,24 @@ def test_the_record_holds_enough_puzzles_and_all_mechanisms(record):
         own = {key: number for key, number in record.items() if key.startswith(f"{name}/maze/")}
         assert own[f"{name}/maze/alive_first"]["n"] >= 40
         assert calibration.curve(record, name, "maze", "alive").shape == (20, 3)
+
+
+def test_a_run_that_breaks_off_keeps_what_was_recorded(tmp_path, monkeypatch):
+    def measured(model, task, puzzles):
+        if task == "occlusion":
+            raise RuntimeError("broken off")
+        return {f"{model}/{task}/new": dict(value=1.0)}
+
+    path = tmp_path / "calibration.json"
+    shutil.copy(DATA / "results" / "calibration.json", path)
+    before = read_numbers(path)
+    monkeypatch.setattr(calibration, "run", measured)
+    monkeypatch.setattr(sys, "argv", ["x", "--again", "--models", "guess", "--out", str(tmp_path)])
+    with pytest.raises(RuntimeError, match="broken off"):
+        calibration.main()
+    after = read_numbers(path)
+    first = {name for name in before if name.startswith("guess/reappear/")}
+    assert set(after) == set(before) - first | {"guess/reappear/new"}
 
 
 def test_the_column_says_what_the_rule_says(record):

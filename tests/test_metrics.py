@@ -199,6 +199,9 @@ def test_over_trainings_is_students():
 def test_intervals_refuse_bad_input():
     with pytest.raises(ValueError, match="got 3 of 2"):
         metrics.rate_interval(3, 2)
+    with pytest.raises(ValueError, match="whole numbers.* got 2.9 of 3.9"):
+        metrics.rate_interval(2.9, 3.9)
+    assert metrics.rate_interval(2.0, 3.0) == metrics.rate_interval(2, 3)
     with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
         metrics.rate_interval(1, 2, level=95)
     with pytest.raises(ValueError, match=r"at least 2 values in one axis, all finite, got shape \(1,\) with 1 finite"):

@@ -8,7 +8,7 @@ import torch
 from test_capture import untouched
 
 import tiny
-from cosutils.hooks.record import record
+from cosutils.hooks.record import record, resume
 from cosutils.measures.chain import leading
 from cosutils.measures.planning import average, choose_early, closeness, distances, passes
 from cosutils.mini import tasks, world
@@ -135,6 +135,14 @@ def test_bad_averages_are_refused(pipe, arguments, message):
     with pytest.raises(ValueError, match=message), average(pipe, *arguments):
         pipe(**tiny.call(**THREE))
     untouched(pipe)
+
+
+def test_an_average_that_no_call_reaches_is_an_error(pipe):
+    with record(pipe) as run:
+        pipe(**tiny.call(**THREE))
+    with pytest.raises(RuntimeError, match=r"average did not act: no call reached steps \[1\]"):
+        with average(pipe, "x0", [1, 4]):
+            resume(pipe, run, 3, **tiny.call(**THREE))
 
 
 def test_bad_choices_are_refused(pipe):

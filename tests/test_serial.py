@@ -4,6 +4,7 @@ fail.
 
 import hashlib
 import json
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -108,6 +109,24 @@ def test_bad_input_is_refused_by_name():
         puzzles.take("ladder", "train", 3, 1)[0].film("long")
     with pytest.raises(ValueError, match="unknown variant"):
         train.Arguments(variant="magic").check()
+    bad = [dict(batch=-64), dict(batch=0), dict(rate=float("inf")), dict(scale=0.0), dict(width=65), dict(seed=-1)]
+    bad += [dict(layers=0), dict(heads=0), dict(samples=5), dict(batch=100)]
+    for changes in bad:
+        ((name, value),) = changes.items()
+        with pytest.raises(ValueError, match=f"{name} .*{value}"):
+            train.Arguments(**changes).check()
+
+
+def test_runs_that_are_not_there_are_named_and_kept_ones_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "ladder-trail-9", "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert "no run 'ladder-trail-9'" in capsys.readouterr().err
+    name = "ladder-trail-1-plain-x1-s0"
+    monkeypatch.setattr(sys, "argv", ["x", name])
+    monkeypatch.setattr(evaluate, "record", lambda *_: pytest.fail("measured what has a record of these weights"))
+    evaluate.main()
+    assert capsys.readouterr().out == f"{name}: kept\n"
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +299,10 @@ def test_training_resumes_bit_by_bit_and_refuses_other_arguments(tmp_path, monke
     assert not (tmp_path / "parts" / "weights.safetensors").exists()
     with pytest.raises(ValueError, match="other arguments"):
         train.train(tmp_path / "parts", replace(args, seed=1))
+    log = tmp_path / "parts" / "log.jsonl"  # killed between log and checkpoint: the log is a row ahead
+    log.write_text(log.read_text() + log.read_text().splitlines()[-1].replace('"seen": 64', '"seen": 96') + "\n")
     train.train(tmp_path / "parts", args)
+    assert [json.loads(line)["seen"] for line in log.read_text().splitlines()] == [32, 64, 96]
     assert calls == [0, 1, 2, 2]
     whole, parts = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
@@ -400,10 +422,12 @@ def test_verdicts_follow_the_rules():
              ([recorded(s, (0.5, 0.0, -0.4)[s]) for s in range(3)], "undecided")]  # fmt: skip
     for records, expected in cases:
         assert verdict.judge(records)["verdict"] == expected
-    deep = [recorded(s, 0.0, layers=2, first=0.5) for s in range(3)]
-    judged = verdict.summary(cases[0][0] + deep)
-    assert len(judged["groups"]) == 2 and verdict.cells(judged)[1][0][-1] == "supported"
-    assert list(verdict.by_depth(judged, "ladder", "trail", "plain")) == [1, 2]
+    deep, deeper = ([recorded(s, 0.0, layers=2**k, first=0.3 + 0.2 * k) for s in range(3)] for k in (1, 2))
+    assert verdict.summary(cases[0][0] + deep)["cos_index"] == []  # the rule asks for three depths ...
+    assert verdict.summary([one for one in cases[0][0] + deep + deeper if one["arguments"]["seed"]])["cos_index"] == []
+    judged = verdict.summary(cases[0][0] + deep + deeper)
+    assert len(judged["groups"]) == 3 and verdict.cells(judged)[1][0][-1] == "supported"
+    assert list(verdict.by_depth(judged, "ladder", "trail", "plain")) == [1, 2, 4]
     curve = verdict.decided(deep)[3]
     assert [curve[steps]["value"] for steps in (1, 32)] == pytest.approx([0.51, 0.51]) and curve[1]["n"] == 3
     (index,) = judged["cos_index"]

@@ -553,6 +553,12 @@ def test_ray_with_one_slot_for_two_workers_gives_the_same_files(tmp_path, undist
         list(cluster.on_ray(work, items, gpu=True))
 
 
+def test_settings_of_slurm_are_refused_elsewhere(tmp_path, undisturbed):
+    pytest.importorskip("submitit", reason="the example for Slurm needs submitit: pip install -e '.[cluster]'")
+    with pytest.raises(ValueError, match="partition belongs to Slurm"):
+        slurm.submit(undisturbed[0], 1, cluster="local", partition="gpu")
+
+
 def test_jobs_of_slurm_in_local_mode_give_the_same_files(tmp_path, undisturbed, capsys):
     pytest.importorskip("submitit", reason="the example for Slurm needs submitit: pip install -e '.[cluster]'")
     done, table = undisturbed

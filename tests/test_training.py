@@ -16,7 +16,7 @@ import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
 
-from cosutils._files import new_folder, restore_folder, sha256
+from cosutils._files import new_folder, read_log, restore_folder, sha256
 from cosutils.mini import model as embedded
 from cosutils.mini import split, tasks
 from cosutils.mini.codec import PatchCodec
@@ -70,7 +70,7 @@ def digests(folder):
 # ---------------------------------------------------------------- a run, and going on with it
 @pytest.mark.slow
 def test_a_run_writes_what_it_promises(run):
-    rows = train.read_log(run.out / "log.jsonl")
+    rows = read_log(run.out / "log.jsonl")
     assert [row["seen"] for row in rows] == [96, 192] and rows[1]["loss"] < rows[0]["loss"]
     assert {row["precision"] for row in rows} == {"float32"} and {row["processes"] for row in rows} == {1}
     assert sorted(path.name for path in run.out.iterdir()) == ["checkpoint.pt", "log.jsonl", "model"]
@@ -87,7 +87,7 @@ def test_a_run_goes_on_to_more_samples_and_ends_at_fewer(copied, samples):
     train.train(dataclasses.replace(copied, samples=samples, every=1000, precision="auto"))
     seen = train.read_state(copied.out / "checkpoint.pt")["seen"]
     assert seen == max(192, -(-samples // 16) * 16)
-    assert [row["seen"] for row in train.read_log(copied.out / "log.jsonl")] == sorted({96, 192, seen})
+    assert [row["seen"] for row in read_log(copied.out / "log.jsonl")] == sorted({96, 192, seen})
     assert (digests(copied.out) == before) == (samples <= 192)
 
 
@@ -153,7 +153,7 @@ def test_a_run_that_was_killed_while_it_replaced_its_model_goes_on(copied):
     (copied.out / ".model.part").mkdir()
     (copied.out / f".checkpoint.{os.uname().nodename}-{2**22}.tmp.pt").touch()
     train.train(dataclasses.replace(copied, samples=208, every=16))
-    assert [row["seen"] for row in train.read_log(copied.out / "log.jsonl")] == [96, 192, 208]
+    assert [row["seen"] for row in read_log(copied.out / "log.jsonl")] == [96, 192, 208]
     assert sorted(path.name for path in copied.out.iterdir()) == ["checkpoint.pt", "log.jsonl", "model"]
 
 
@@ -166,9 +166,9 @@ def test_a_run_that_was_killed_before_its_checkpoint_trains_the_rest_again(copie
         patch.setattr(train, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             train.train(dataclasses.replace(copied, samples=208, every=16))
-    assert len(train.read_log(copied.out / "log.jsonl")) == 3
+    assert len(read_log(copied.out / "log.jsonl")) == 3
     train.train(dataclasses.replace(copied, samples=208, every=16))
-    assert [row["seen"] for row in train.read_log(copied.out / "log.jsonl")] == [96, 192, 208]
+    assert [row["seen"] for row in read_log(copied.out / "log.jsonl")] == [96, 192, 208]
 
 
 @pytest.mark.parametrize("when", ["filled", "moved aside", "whole"])
@@ -405,7 +405,7 @@ def test_a_teacher_of_another_codec_is_refused(run, tmp_path):
 @pytest.mark.slow
 def test_a_student_learns_from_its_teacher(run, parent, tmp_path):
     train.train(dataclasses.replace(run, out=tmp_path / "run", teacher=parent, samples=32, every=32))
-    (row,) = train.read_log(tmp_path / "run" / "log.jsonl")
+    (row,) = read_log(tmp_path / "run" / "log.jsonl")
     assert row["seen"] == 32 and "four_steps" in row and "ten_steps" not in row
 
 

@@ -30,16 +30,23 @@ from build_book import ROOT, preset_parameters, run_notebook
 from tqdm import tqdm
 
 PRESETS = ("full", "shallow", "memory")
-MODELS = ("cos-mini", "cos-mini-shallow", "cos-mini-two", "cos-mini-longer", "cos-mini-memory")
-COMMANDS: dict[str, list[str]] = {
+PLAIN = ("cos-mini", "cos-mini-shallow", "cos-mini-two", "cos-mini-longer", "cos-mini-memory")
+MODELS = dict.fromkeys(PLAIN, "1 4 20") | {"cos-mini-student": "4"}  # numbers of steps that are scored
+COMMANDS: dict[str, list[list[str]]] = {  # name of a job -> modules and their arguments, one after the other
     **{
-        f"scores/{model}": ["cosutils.training.evaluate", model, "--puzzles", "200", "--steps", "1", "4", "20"]
-        for model in MODELS
+        f"scores/{model}": [["cosutils.training.evaluate", model, "--puzzles", "200", "--steps", *steps.split()]]
+        for model, steps in MODELS.items()
     },
-    "horizon": ["cosutils.measures.horizon"],
-    "calibration": ["cosutils.report.calibration", "--again"],
-    "serial/validation": ["cosutils.serial.evaluate"],
-    "serial/report": ["cosutils.serial.evaluate", "--report", "--each", "128"],
+    "horizon": [["cosutils.measures.horizon"]],
+    "calibration": [["cosutils.report.calibration", "--again"]],
+    **{
+        f"serial/{split}": [
+            ["cosutils.serial.evaluate", "--again", *options],
+            ["cosutils.serial.verdict", "--records", f"data/serial/{split}"],
+        ]
+        for split, options in {"validation": [], "report": ["--report"]}.items()
+    },
+    "serial/causes": [["cosutils.serial.causes"]],
 }
 UNKNOWN = 600.0  # seconds, for a job that was never timed
 
@@ -96,9 +103,12 @@ def notebook_job(root: pathlib.Path, preset: str, name: str, parameters: dict[st
     return ""
 
 
-def command_job(root: pathlib.Path, command: list[str]) -> str:
-    done = subprocess.run([sys.executable, "-m", *command], cwd=root, capture_output=True, text=True)
-    return done.stderr.strip() if done.returncode else ""
+def command_job(root: pathlib.Path, commands: list[list[str]]) -> str:
+    for command in commands:
+        done = subprocess.run([sys.executable, "-m", *command], cwd=root, capture_output=True, text=True)
+        if done.returncode:
+            return done.stderr.strip()
+    return ""
 
 
 def timed(run: Callable[[], str]) -> tuple[str, float]:
@@ -120,9 +130,9 @@ def jobs(root: pathlib.Path, done: dict[str, dict[str, Any]], only: list[str] | 
                 digest = digest_of(root, code_of(root / "notebooks" / f"{name}.ipynb"), values)
                 run = partial(notebook_job, root, preset, name, values)
                 found.append(Job(f"{preset}/{name}", digest, last.get("seconds", UNKNOWN), run))
-    for name, command in COMMANDS.items():
+    for name, commands in COMMANDS.items():
         seconds = done.get(name, {}).get("seconds", UNKNOWN)
-        found.append(Job(name, digest_of(root, command), seconds, partial(command_job, root, command)))
+        found.append(Job(name, digest_of(root, commands), seconds, partial(command_job, root, commands)))
     return sorted(found, key=lambda job: -job.seconds)
 
 

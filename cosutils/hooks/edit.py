@@ -83,14 +83,14 @@ def edit(
 
     def visit(place: Place, given: Tensor, states: Tensor) -> Tensor | None:
         nonlocal acted
-        before = states._version
+        before = None if states.is_inference() else states._version  # no version is counted in inference mode
         edited = fn(states, place)
         where = f"layer {place.layer}, step {place.step}"
         if edited is not None:
             acted = True
             _check(edited, states, where)
             finite.append((where, edited.isfinite().all()))
-        elif states._version != before:
+        elif before is not None and states._version != before:
             raise ValueError(f"the edit at {where} changed the states in place: return what shall replace them")
         return edited
 

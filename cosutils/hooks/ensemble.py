@@ -177,7 +177,7 @@ def go_on(pipe: Any, first: Run, rows: list[int], **arguments: Any) -> tuple[Any
     for name in ("x", "v", "x0"):
         getattr(run, name).update(getattr(rest, name))
     run.latents, run.edits = rest.latents, first.edits | rest.edits
-    run.info = rest.info | {"first": 0, "seeds": first.info["seeds"]}
+    run.info = rest.info | {"first": 0, "seeds": run.info["seeds"]}
     return output, run
 
 
@@ -199,20 +199,22 @@ def merge_then_single(
     recording of the kept trajectory over all steps. ValueError where `ensemble` raises it, or if no step is
     left after the merged ones.
     """
-    last = max(check_steps(steps) or (0,))
+    layers, chosen = check_layers(pipe, layers), check_steps(steps) or frozenset({0})
+    last = max(chosen)
     batch, group = _batch_of(arguments), _check_groups(arguments, size)
     keep = whole(keep, "keep")
     if not 0 <= keep < group:
         raise ValueError(f"no seed {keep!r} to keep: a group has {group} seeds (0..{group - 1})")
-    with ensemble(pipe, layers, steps, mode, size=size, branch=branch):
+    with ensemble(pipe, layers, chosen, mode, size=size, branch=branch):
         first = head(pipe, last, **arguments)
     output, run = go_on(pipe, first, list(range(keep, batch, group)), **arguments)
     run.info["ensemble"] = {
-        "layers": list(check_layers(pipe, layers)),
-        "steps": sorted(check_steps(steps) or ()),
+        "layers": list(layers),
+        "steps": sorted(chosen),
         "mode": mode,
         "branch": branch,
         "size": group,
         "keep": keep,
+        "seeds": first.info["seeds"],
     }
     return output, run

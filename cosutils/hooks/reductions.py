@@ -159,8 +159,8 @@ def chooser(tokens: Tokens) -> Callable[[Grid], Tensor]:
                 shape = tuple(chosen.shape)
                 raise ValueError(f"a mask of tokens must fit the token grid {grid} ({count} tokens), got {shape}")
             chosen = chosen.flatten().nonzero()[:, 0]
-        elif chosen.numel() and (chosen.is_floating_point() or chosen.ndim != 1):
-            raise TypeError(
+        elif chosen.numel() and (chosen.is_floating_point() or chosen.dtype == torch.uint8 or chosen.ndim != 1):
+            raise TypeError(  # uint8 may be meant as a mask
                 f"tokens must be numbers, a boolean mask or a region, got {chosen.dtype} {tuple(chosen.shape)}"
             )
         if len(chosen) == 0:

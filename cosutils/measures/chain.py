@@ -139,9 +139,11 @@ def settling(traces: Sequence[Trace], level: float = 0.9) -> np.ndarray:
 
 
 def frame_lag(traces: Sequence[Trace]) -> np.ndarray:
-    """Mean settling step of the last third of the frames minus that of the first third, (runs,); frame 0 is left out.
+    """Mean settling step of the late frames minus that of the early ones, (runs,).
 
-    NaN for a run in which all answers share either third.
+    Of T frames the early ones are the T // 3 after frame 0, which is given, the late ones the last T // 3 + 1.
+
+    NaN for a run in which all answers share the early frames or the late ones.
     """
     settled = settling(traces)
     third = settled.shape[1] // 3

@@ -18,7 +18,7 @@ import torch
 from diffusers import DiffusionPipeline, WanImageToVideoPipeline
 from torch import Tensor, nn
 
-from ..hooks._blocks import check_steps
+from ..hooks._blocks import check_part, check_steps
 from ..hooks._call import Hub, Tap, tapped
 from ..hooks._shards import refuse_shards
 from ..mini.tasks import Sample, Score
@@ -55,7 +55,7 @@ class _Clock(Tap):
 
     def __init__(self, rule: str, steps: frozenset[int] | None) -> None:
         self.rule, self.steps = rule, steps
-        self.at, self.reached = 0, False
+        self.at, self.reached = 0, set[int]()
 
     def start(self, hub: Hub) -> None:
         refuse_shards(hub.pipe, "between_frames")
@@ -74,7 +74,7 @@ class _Clock(Tap):
         """None at steps that stay as they are."""
         if self.steps is not None and self.at not in self.steps:
             return None
-        self.reached = True
+        self.reached.add(self.at)
         self.mask = self.mask.to(states.device)
         return self.mask
 
@@ -85,12 +85,13 @@ def between_frames(pipe: DiffusionPipeline, rule: str, steps: Iterable[int] | in
 
     rule: which other frames a latent frame sees, see `visible`: "earlier" ones, "later" ones or none ("apart"), always
     beside itself and the given frame. Everything but attention, the prompt and the condition's channels with the
-    picture, is left. A mask of N x N tokens keeps the fastest kernels from being used. ValueError for another rule or a
-    step that the call has not; TypeError for other pipelines than Wan's; RuntimeError at the end where no chosen step
-    was reached.
+    picture, is left. A mask of N x N tokens keeps the fastest kernels from being used. ValueError for another rule, a
+    step that the call has not, and compiled blocks; TypeError for other pipelines than Wan's; RuntimeError at the end
+    for chosen steps that no call reached.
     """
     only_wan(pipe, "between_frames")
     visible(1, rule)
+    check_part(pipe, "self_attention", ())
     clock = _Clock(rule, check_steps(steps))
 
     def narrow(attention: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -103,8 +104,9 @@ def between_frames(pipe: DiffusionPipeline, rule: str, steps: Iterable[int] | in
             for block in model.blocks:
                 stack.callback(block.attn1.register_forward_pre_hook(narrow, with_kwargs=True).remove)
         yield
-    if not clock.reached:
-        raise RuntimeError("between_frames changed nothing: no chosen step was reached")
+    missed = sorted((clock.steps or set()) - clock.reached)
+    if missed or not clock.reached:
+        raise RuntimeError(f"between_frames did not act: no call reached {f'steps {missed}' if missed else 'a step'}")
 
 
 def under_rules(

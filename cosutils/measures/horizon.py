@@ -4,7 +4,8 @@
 
 writes `data/results/horizon.json`. A row is one model, number of steps and length of the way: the share of cells of the
 last frame that are right (`Score.parts["answer"]`), how often the right goal leads, what the steps add to one pass of
-the same model, and what they add to the fewest steps beyond one (`late`), maze by maze. `trainings` sums up the models
+the same model, and what they add to the fewest steps beyond one (`late`), maze by maze, with the verdicts of the rules
+below. `trainings` sums up the models
 of each of `KINDS`, which differ in their training seed alone: what the steps add, its mean over trainings, and how much
 more a memory lets them add than the plain training of the same seed. The mazes come from sealed seeds, and the run is
 made once.
@@ -79,7 +80,7 @@ def read(pipe: WanImageToVideoPipeline, group: Sequence[tasks.Sample], steps: in
 
 
 def verdict(kind: str, added: dict[str, float]) -> str:
-    """What the rules above say of one interval over trainings; "one training" where there is none."""
+    """What the rules above say of what steps add; "one training" where it has no interval."""
     if "low" not in added:
         return "one training"
     if kind not in KINDS:
@@ -93,7 +94,8 @@ def sum_up(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     added = {(row["model"], tuple(row["moves"]), row["steps"]): row["added"]["value"] for row in rows if "added" in row}
     models = {model for model, _, _ in added}
-    pairs = [pair for pair in zip(*map(trainings, KINDS), strict=False) if models.issuperset(pair)]
+    seeds = [model.removeprefix(KINDS["plain"]) for model in trainings("plain")]
+    pairs = [pair for seed in seeds if models.issuperset(pair := [name + seed for name in KINDS.values()])]
     found = []
     for moves, steps in dict.fromkeys(key[1:] for key in added if pairs):
         each = dict(
@@ -126,10 +128,14 @@ def main() -> None:
                              leads=rate_interval(int(sum(seen["leads"])), len(group)))  # fmt: skip
                 for name, before in zip(("added", "late"), [*cells][:-1][:2], strict=False):
                     found[name] = bootstrap_interval(np.subtract(seen["cells"], cells[before]))
-                rows.append(dict(model=model, moves=[least, most], steps=steps, n=len(group)) | {
-                    name: dict(value=round(v.estimate, 4), low=round(v.low, 4), high=round(v.high, 4))
-                    for name, v in found.items()
-                })  # fmt: skip
+                row: dict[str, Any] = dict(model=model, moves=[least, most], steps=steps, n=len(group))
+                for name, v in found.items():
+                    row[name] = dict(value=round(v.estimate, 4), low=round(v.low, 4), high=round(v.high, 4))
+                if "added" in row:
+                    row["verdict"] = verdict("plain", row["added"])
+                if "late" in row:
+                    row["drifts"] = row["late"]["high"] < 0
+                rows.append(row)
                 print(rows[-1], flush=True)
     facts = dict(command="python -m cosutils.measures.horizon", seeds=[SEEDS.start, SEEDS.stop])
     write_json(args.out, facts | dict(rows=rows, trainings=sum_up(rows)))

@@ -71,13 +71,17 @@ def closeness(films: np.ndarray) -> np.ndarray:
 class _Average(Tap):
     def __init__(self, what: str, steps: frozenset[int]) -> None:
         self.what, self.steps = what, steps
+        self.missed = set(steps)
 
     def start(self, hub: Hub) -> None:
         if max(self.steps) >= hub.steps:
             raise ValueError(f"no step {max(self.steps)}: this run has {hub.steps} steps (0..{hub.steps - 1})")
 
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
-        if step not in self.steps or len(x) == 1:
+        if step not in self.steps:
+            return None
+        self.missed.discard(step)
+        if len(x) == 1:
             return None
         x0 = cast(Tensor, hub.x0)  # there is one from step 1 on
         sigma, x = hub.sigmas[step].to(x.device), x.float()
@@ -100,7 +104,7 @@ def average(pipe: Any, what: str, steps: Iterable[int] | int) -> Iterator[None]:
     own noise n; "latents" replaces x_s by its mean over the seeds, whose noise is too weak by the factor sqrt(K);
     "rescaled" is the same with the noise brought back to the root mean square of the seeds' own. After these two
     all seeds are one. steps: from 1 on, as step 0 has no estimate yet. A batch of one seed is left as it is.
-    ValueError for another `what` or step.
+    ValueError for another `what` or step; RuntimeError at the end for chosen steps that no call reached.
     """
     only_wan(pipe, "average")
     if what not in AVERAGED:
@@ -108,8 +112,11 @@ def average(pipe: Any, what: str, steps: Iterable[int] | int) -> Iterator[None]:
     chosen = check_steps(steps) or frozenset()
     if not chosen or min(chosen) < 1:
         raise ValueError("averages act at steps from 1 on: step 0 has no estimate before it")
-    with tapped(pipe, _Average(what, chosen)):
+    averaged = _Average(what, chosen)
+    with tapped(pipe, averaged):
         yield
+    if averaged.missed:
+        raise RuntimeError(f"average did not act: no call reached steps {sorted(averaged.missed)}")
 
 
 def choose_early(

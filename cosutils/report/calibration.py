@@ -227,7 +227,8 @@ WORDS = {
 
 def told() -> str:
     """What the stored record says, as an HTML box: what the mechanisms share, what parts them, which ranges fail."""
-    numbers = read_numbers(data_folder() / "results" / "calibration.json")
+    path = data_folder() / "results" / "calibration.json"
+    numbers, facts = read_numbers(path), read_json(path)["provenance"]
 
     def mean(model: str, measure: str, digits: int) -> str:
         values = [numbers[at]["value"] for task in tasks.NAMES if (at := f"{model}/{task}/{measure}") in numbers]
@@ -255,7 +256,8 @@ def told() -> str:
         '<div class="finding-scroll"><table class="finding-verdicts"><thead><tr><th scope="col">a model that</th>'
         '<th scope="col">answers alive, first step</th><th scope="col">last step</th>'
         f'<th scope="col">right answer leads: last minus first</th></tr></thead><tbody>{rows}</tbody></table></div>'
-        '<p class="finding-source">Means over the tasks that were tried, 40 puzzles of each, 20 steps.</p></div>'
+        f'<p class="finding-source">Means over the tasks that were tried, {facts["puzzles"]} puzzles of each, '
+        f"{facts['steps']} steps.</p></div>"
     )
 
 
@@ -264,19 +266,21 @@ def main() -> None:
     parser.add_argument("--puzzles", type=int, default=40, help="of each task, from seed 0 on")
     parser.add_argument("--models", nargs="+", default=[*MECHANISMS, *NETS], help="mechanisms and embedded models")
     parser.add_argument("--out", default=str(data_folder() / "results"), help="folder of calibration.json")
-    parser.add_argument("--again", action="store_true", help="also what is recorded already")
+    parser.add_argument(
+        "--again", action="store_true", help="also what is recorded already, which stays until it is measured"
+    )
     args = parser.parse_args()
     target = pathlib.Path(args.out) / "calibration.json"
-    numbers = read_numbers(target) if target.is_file() and not args.again else {}
+    numbers = read_numbers(target) if target.is_file() else {}
     facts = dict(puzzles=args.puzzles, steps=20)
     if numbers and any(read_json(target)["provenance"].get(name) != value for name, value in facts.items()):
-        parser.error(f"{target} is of other puzzles or steps: move it away")
+        parser.error(f"{target} is of other puzzles or steps: move it away, also for --again")
     names = list(dict.fromkeys(task for chosen in PAGES.values() for task in chosen))
     todo = [(model, task) for task in names for model in args.models]
-    for model, task in progress(todo, "tasks and models"):  # what is recorded already is kept
-        done = any(name.startswith(f"{model}/{task}/") for name in numbers)
-        if not done and (found := run(model, task, args.puzzles)):
-            numbers |= found
+    for model, task in progress(todo, "tasks and models"):
+        recorded = [name for name in numbers if name.startswith(f"{model}/{task}/")]
+        if (args.again or not recorded) and (found := run(model, task, args.puzzles)):
+            numbers = {name: number for name, number in numbers.items() if name not in recorded} | found
             record_numbers(args.out, "calibration", numbers, facts)
 
 

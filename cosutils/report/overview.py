@@ -62,9 +62,9 @@ def chip(word: str) -> str:
 
 
 def _scale(row: Row) -> tuple[float, float]:
-    """The ends of the axis that all models of a row share: zero, the values and the finite ends of the range, and room.
+    """The ends of the axis that all models of a row share: zero, the values and the ends of the range, and room.
 
-    Intervals that reach farther are cut off.
+    The bounds of a share, 1 and -1, do not count as ends. What reaches farther, a range or an interval, is cut off.
     """
     numbers = [number for one in row.summaries.values() if (number := one.numbers.get(row.measure)) is not None]
     ends = [0.0, *(end for end in row.span if math.isfinite(end) and abs(end) != 1.0)]

@@ -27,16 +27,19 @@ def submit(study: Study, jobs: int, hours: float = 24, cluster: str = "slurm", *
     """Submit `study` in so many parts, one core and, where its specs need it, one GPU each; returns submitit's jobs.
 
     cluster: "slurm", or "local" for processes of this machine. settings: more of Slurm's, such as partition="gpu".
-    Logs lie in <place of the study>/jobs. Raises RuntimeError where submitit is not installed or there is no Slurm.
+    Logs lie in <place of the study>/jobs. Raises RuntimeError where submitit is not installed or there is no Slurm,
+    ValueError for settings of Slurm's with "local".
     """
     try:
         import submitit
     except ImportError as error:
         raise RuntimeError("Slurm jobs need the extra [cluster]: pip install 'cosutils[cluster]'") from error
     count = whole(jobs, "jobs", least=1)
+    if settings and cluster != "slurm":
+        raise ValueError(f"{', '.join(settings)} belongs to Slurm: leave it out with cluster={cluster!r}")
     executor = submitit.AutoExecutor(folder=study.place.resolve() / "jobs" / "%j", cluster=cluster)
     gpus = int(any(spec.device == "cuda" for spec in study.specs))
-    settings = {f"slurm_{name}": value for name, value in settings.items()} if cluster == "slurm" else {}
+    settings = {f"slurm_{name}": value for name, value in settings.items()}
     executor.update_parameters(
         name=study.name, timeout_min=int(60 * hours), nodes=1, cpus_per_task=1, gpus_per_node=gpus, **settings
     )

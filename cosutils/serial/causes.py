@@ -165,16 +165,17 @@ def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", help="shipped runs")
+    parser.add_argument("names", nargs="*", help="shipped runs, default those that have a record")
     parser.add_argument("--data", type=Path, default=Path("data/serial"))
     parser.add_argument("--report", action="store_true", help="the sealed puzzles instead of validation")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2, 4, 6])
-    parser.add_argument("--each", type=int, default=256)
+    parser.add_argument("--each", type=int, default=128)
     parser.add_argument("--steps", type=int, default=8)
     given = parser.parse_args()
     torch.set_num_threads(1)
     split = "report" if given.report else "validation"
-    for name in given.names:
+    out = given.data / ("causes-report" if given.report else "causes")
+    for name in given.names or sorted(path.stem for path in out.glob("*.json")):
         args, codec, transformer = load_run(given.data / "models" / name)
         facts = facts_of(given.data / "models" / name, args, split) | dict(each=given.each, steps=given.steps)
         for kind in ("dependence", "recovery", "verifier"):
@@ -185,7 +186,7 @@ def main() -> None:
             facts["dependence"] += [dict(length=length) | row for row in dependence(*call)]
             facts["recovery"] += [dict(length=length) | row for row in recovery(*call)]
             facts["verifier"] += [dict(length=length) | _finite(verifier(*call, sigma)) for sigma in (0.9, 0.7, 0.5)]
-        write(given.data / ("causes-report" if given.report else "causes") / f"{name}.json", facts)
+        write(out / f"{name}.json", facts)
 
 
 if __name__ == "__main__":

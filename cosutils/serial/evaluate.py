@@ -3,7 +3,7 @@
     python -m cosutils.serial.evaluate            # validation puzzles: design and reading
     python -m cosutils.serial.evaluate --report   # the sealed puzzles: once, at the end
 
-writes `<out>/<split>/<run>.json` for every shipped run that has none yet, with the weights' sha256. The rules
+writes `<out>/<split>/<run>.json` for every shipped run that has none of its weights yet, with their sha256. The rules
 that the numbers are judged by are `data/serial/rules.yaml`.
 """
 
@@ -173,16 +173,20 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("data/serial/models"))
     parser.add_argument("--out", type=Path, default=Path("data/serial"))
     parser.add_argument("--report", action="store_true", help="the sealed puzzles instead of validation")
-    parser.add_argument("--each", type=int, default=256, help="puzzles of each length")
+    parser.add_argument("--each", type=int, default=128, help="puzzles of each length")
+    parser.add_argument("--again", action="store_true", help="also what has a record of the same weights")
     args = parser.parse_args()
     torch.set_num_threads(1)
     split = "report" if args.report else "validation"
-    for weights in sorted(args.runs.glob("*/weights.safetensors")):
-        if args.names and weights.parent.name not in args.names:
-            continue
-        if not (args.out / split / f"{weights.parent.name}.json").is_file():
-            print(weights.parent.name, flush=True)
-            record(weights.parent, args.out, split, args.each)
+    shipped = {path.parent.name: path for path in sorted(args.runs.glob("*/weights.safetensors"))}
+    if unknown := sorted(set(args.names) - set(shipped)):
+        parser.error(f"no run {unknown[0]!r} in {args.runs}: choose from {', '.join(shipped) or 'none'}")
+    for name in args.names or shipped:
+        stored = args.out / split / f"{name}.json"
+        kept = stored.is_file() and not args.again and read_json(stored)["weights"] == sha256(shipped[name])
+        print(f"{name}: {'kept' if kept else 'measured'}", flush=True)
+        if not kept:
+            record(shipped[name].parent, args.out, split, args.each)
 
 
 if __name__ == "__main__":

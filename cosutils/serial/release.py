@@ -46,8 +46,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/serial"))
     args = parser.parse_args()
     for weights in sorted(args.runs.glob("*/weights.safetensors")):
-        if not (args.out / "models" / weights.parent.name).is_dir():
-            release(weights.parent, args.out / "models" / weights.parent.name)
+        target = args.out / "models" / weights.parent.name
+        print(f"{target}: {'kept' if target.is_dir() else 'shipped'}", flush=True)
+        if not target.is_dir():
+            release(weights.parent, target)
     checksums(args.out)
 
 

@@ -30,7 +30,8 @@ from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 
-from .._files import read_json, writable_folder, write, write_json
+from .._check import whole
+from .._files import read_json, read_log, writable_folder, write, write_json, write_text
 from ..mini.model import optimizers
 from ..pipelines.schedule import shifted
 from . import puzzles as world
@@ -68,12 +69,18 @@ class Arguments:
             raise ValueError(f"unknown film {self.film!r}: choose from {', '.join(world.FILMS)}")
         if self.variant not in VARIANTS:
             raise ValueError(f"unknown variant {self.variant!r}: choose from {', '.join(VARIANTS)}")
-        if self.samples < CHUNK or self.samples % CHUNK:
+        for name in ("layers", "batch", "width", "heads", "samples"):
+            whole(getattr(self, name), name, least=1)
+        whole(self.seed, "seed", least=0)
+        if self.samples % CHUNK:
             raise ValueError(f"samples must be a multiple of {CHUNK}, got {self.samples}")
         if CHUNK % self.batch:
             raise ValueError(f"batch must divide {CHUNK}, got {self.batch}")
-        if not self.scale > 0 or not self.rate > 0 or self.layers < 1:
-            raise ValueError(f"scale, rate and layers must be positive, got {self.scale}, {self.rate}, {self.layers}")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width must be a multiple of twice the {self.heads} heads, got {self.width}")
+        for name in ("scale", "rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
 
 def build(args: Arguments):
@@ -182,6 +189,7 @@ def train(out: Path, args: Arguments, device: str = "cpu") -> None:
         for opt, saved in zip(opts, state["optimizers"], strict=True):
             opt.load_state_dict(saved)
         done = state["chunks"]
+    rows = [row for row in read_log(out / "log.jsonl") if row["seen"] <= done * CHUNK] if done else []
     embeds = embed()
     words = embeds.expand(args.batch, -1, -1).to(device)
     chunks, before = args.samples // CHUNK, time.process_time()
@@ -214,9 +222,9 @@ def train(out: Path, args: Arguments, device: str = "cpu") -> None:
             row["decision"] = validate(args, mean.module, codec, embeds)
         state = dict(arguments=asdict(args), model=model.state_dict(), mean=mean.state_dict(), chunks=number + 1,
                      optimizers=[opt.state_dict() for opt in opts])  # fmt: skip
+        rows.append(row)
+        write_text(out / "log.jsonl", "".join(json.dumps(one) + "\n" for one in rows))
         write(out / "checkpoint.pt", partial(torch.save, state))
-        with open(out / "log.jsonl", "a") as log:
-            log.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
     weights = {name: value.cpu().contiguous() for name, value in mean.module.state_dict().items()}
     write(out / "weights.safetensors", lambda part: save_file(weights, part))

@@ -40,7 +40,7 @@ __all__ = [
 
 END, LEAST, ROOM, GAIN, SURE = 32, 3, 0.5, 0.2, 0.1  # steps, seeds, one pass at most, gain at least, lower end above
 KEY = ("task", "film", "depth", "variant", "scale", "samples")
-INDEX_STEPS = (1, 2, 4, 8)
+DEPTHS, INDEX_STEPS = 3, (1, 2, 4, 8)  # depths at least; steps of its slope
 
 
 def load_records(folder: Path) -> list[dict]:
@@ -120,14 +120,16 @@ def index(
     found: dict[tuple, list[dict]], task: str, film: str, variant: str, scale: float, samples: int
 ) -> dict | None:
     """CoS index of the shallowest untied depth of one variant, over the seeds that all its depths share; None
-    below two depths.
+    below the three depths and three shared seeds that `rules.yaml` asks for.
     """
     depths = {int(key[2]): rows for key, rows in found.items()
               if key[:2] == (task, film) and key[3:] == (variant, scale, samples) and key[2].isdigit()}  # fmt: skip
-    if len(depths) < 2:
+    if len(depths) < DEPTHS:
         return None
     by_seed = {depth: {one["arguments"]["seed"]: one for one in rows} for depth, rows in depths.items()}
     shared = set.intersection(*(set(rows) for rows in by_seed.values()))
+    if len(shared) < LEAST:
+        return None
 
     def reach(seed: int, depth: int, steps: int) -> float:
         one = by_seed[depth][seed]
@@ -138,11 +140,11 @@ def index(
         cos_index({d: reach(seed, d, 1) for d in sorted(depths)}, {s: reach(seed, least, s) for s in INDEX_STEPS})
         for seed in sorted(shared)
     ]
-    return over_trainings(values) | {"depths": sorted(depths), "at": min(depths)} if values else None
+    return over_trainings(values) | {"depths": sorted(depths), "at": min(depths)}
 
 
 def summary(records: list[dict]) -> dict:
-    """Every group judged, and the index of every variant that has two depths or more."""
+    """Every group judged, and the index of every variant that has depths and seeds enough."""
     found = groups(records)
     rows = []
     for key, ones in found.items():

@@ -18,11 +18,11 @@ import seaborn as sns
 import torch
 from diffusers import WanImageToVideoPipeline
 
-from .._files import new_folder, sha256, writable_folder
+from .._files import new_folder, read_log, sha256, writable_folder
 from ..mini import split, tasks, world
 from ..mini.codec import PatchCodec
 from ..pipelines.loading import SUMS, load_own
-from .train import VALIDATED, read_log, read_state
+from .train import VALIDATED, read_state
 
 __all__ = ["codec_error", "learning_curve", "release"]
 

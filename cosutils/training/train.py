@@ -36,7 +36,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset
 
 from .._check import whole
-from .._files import new_folder, remove_leftovers, restore_folder, sha256, writable_folder, write, write_text
+from .._files import new_folder, read_log, remove_leftovers, restore_folder, sha256, writable_folder, write, write_text
 from ..mini import split, tasks, text, world
 from ..mini.codec import PatchCodec
 from ..mini.memory import RememberingWan
@@ -44,7 +44,7 @@ from ..mini.model import build_pipeline, build_transformer, condition, optimizer
 from ..pipelines.schedule import shifted
 from .evaluate import scores
 
-__all__ = ["Plan", "Puzzles", "read_log", "read_state", "train"]
+__all__ = ["Plan", "Puzzles", "read_state", "train"]
 
 DROPOUT = 0.1  # share of prompts replaced by the empty one, for classifier-free guidance
 NOISE_SHIFT = 8.0  # of the noise levels trained on: answers are decided above s = 0.9, where half of the draws fall
@@ -307,20 +307,6 @@ def validate(pipe, puzzles: list[tasks.Sample], steps: int, rank: int, ranks: in
         return round(float(np.mean([row[column] for row in rows if row[0] == name])), 3)
 
     return {name: [mean(name, 1), mean(name, 2)] for name in dict.fromkeys(p.task for p in puzzles)}
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's `log.jsonl`; FileNotFoundError, or ValueError with file and line for one that is damaged."""
-    if not path.is_file():
-        raise FileNotFoundError(f"the run has no {path}")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-            rows[-1]["seen"], rows[-1]["loss"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is damaged, line {number}: {error!r}") from error
-    return rows
 
 
 def read_state(path: Path) -> dict[str, Any]:
