@@ -141,10 +141,14 @@ class Box:
     said: Sequence[Said]
     source: str
 
+    def claims(self) -> list[Said]:
+        """What is said, once for each claim: one that is told of two models has one row of verdicts."""
+        return list({one.claim: one for one in self.said}.values())
+
     def __repr__(self) -> str:
         lines = ["What we find. " + " ".join(one.sentence for one in self.said)]
         lines += [one.number for one in self.said if one.number]
-        for one in self.said:
+        for one in self.claims():
             lines.append(f"{one.claim}{' (ours)' if one.ours else ''}")
             for model, split in one.verdicts.items():
                 counted = ", ".join(f"{word} {len(tasks)}" for word, tasks in split.items())
@@ -154,7 +158,7 @@ class Box:
     def _repr_html_(self) -> str:
         models = list(dict.fromkeys(model for one in self.said for model in one.verdicts))
         rows = []
-        for one in self.said:
+        for one in self.claims():
             cells = "".join(f'<td data-model="{model}">{_chips(one.verdicts.get(model, {}))}</td>' for model in models)
             whose = ' <span class="finding-ours">ours</span>' if one.ours else ""
             rows.append(f'<tr><th scope="row">{html.escape(one.claim)}{whose}</th>{cells}</tr>')
