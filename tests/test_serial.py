@@ -319,7 +319,7 @@ class Echo:
 def test_exchanged_states_move_an_echo_and_not_a_denoiser_that_knows(codec, ladder):
     embeds = model.embed()
     for row in causes.dependence(Knows(codec, ladder.film("answer")), codec, ladder, "answer", embeds, 3):
-        assert all(row[name]["flips"] == 0 and row[name]["right"] == 1 for name in causes.STATES)
+        assert all(row[name]["flips"] == 0 and row[name]["right"] == 1 for name in ("own", "truth", "other", "noise"))
     rows = causes.dependence(Echo(), codec, ladder, "answer", embeds, 8)
     assert rows[-1]["truth"]["right"] == 1 and min(row["noise"]["moved"] for row in rows) > 0.1
 

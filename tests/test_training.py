@@ -546,6 +546,16 @@ def test_the_score_command_refuses_in_one_sentence(parent, monkeypatch, capsys, 
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_scores_of_another_model_are_not_overwritten(parent, tmp_path, monkeypatch, capsys):
+    stored = tmp_path / f"{parent.name}-scores.json"
+    stored.write_text('{"provenance": {"model": "somewhere/else"}}')
+    monkeypatch.setattr(sys, "argv", f"evaluate {parent} --steps 1 --out {tmp_path}".split())
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main()
+    assert "holds the scores of somewhere/else" in capsys.readouterr().err
+    assert "numbers" not in json.loads(stored.read_text())
+
+
 # ---------------------------------------------------------------- release
 @pytest.mark.slow
 def test_a_release_loads_and_an_altered_one_is_refused(run, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import pathlib
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
@@ -26,7 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import cosutils as cos
-from cosutils._files import write_text
+from cosutils._files import write, write_text
 from cosutils.measures import chain
 from cosutils.report import figures
 from cosutils.report.findings import MODELS
@@ -165,11 +166,13 @@ def make(folder: pathlib.Path) -> None:
     data = [shares(name, trace) for name, trace in traces.items()]
     write_text(folder / "data.js", f"window.cosFront = {json.dumps(data, separators=(',', ':'))};\n")
     for name, trace in traces.items():
-        sheet(trace.films[None, :, -1]).quantize(64).save(folder / f"{name}.png", optimize=True)
+        picture = sheet(trace.films[None, :, -1]).quantize(64)
+        write(folder / f"{name}.png", partial(picture.save, format="png", optimize=True))
     tiles = np.stack([trace.films[list(STEPS_SHOWN), -1] for trace in traces.values()])
     rows = [f"{title.lower()}\n({task}, seed {seed})" for task, seed, title in CASES.values()]
     fig = figures.picture_grid(tiles, rows, [str(step) for step in STEPS_SHOWN], "denoising step", cell=0.95)
-    fig.savefig(folder / "strip.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    saved = partial(fig.savefig, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    write(folder / "strip.png", saved)
     plt.close(fig)
     write_text(folder / "deciding.svg", deciding(ROOT / "data" / "results"))
     write_text(folder / "testbed.svg", testbed(ROOT / "data" / "serial" / "report"))

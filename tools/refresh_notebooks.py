@@ -21,13 +21,14 @@ import json
 import os
 import pathlib
 import re
-import shutil
 from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
+
+from cosutils._files import write_text
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDED = {  # tag -> what the reader opens
@@ -148,7 +149,7 @@ def refresh(path: pathlib.Path, store: bool = False) -> bool:
             client.execute_cell(cell, index)
         if store:
             name, top = f"{path.stem}.json", path.parent.parent
-            shutil.copy(top / "runs" / name, top / "data" / "results" / name)
+            write_text(top / "data" / "results" / name, (top / "runs" / name).read_text(encoding="utf-8"))
             count = cell.execution_count
             client.execute_cell(cell, index)
             cell.execution_count = count

@@ -108,7 +108,7 @@ def _noise(pipe: WanImageToVideoPipeline, samples: Sequence[Sample], steps: int)
     return {name: mean_of(rows) for name, rows in values.items()}
 
 
-def run(model: str, task: str, puzzles: int, first_seed: int = 0) -> Numbers:
+def run(model: str, task: str, puzzles: int) -> Numbers:
     """Numbers "model/task/measure" of the first `puzzles` puzzles of a task; model: of `MECHANISMS` or an embedded one.
 
     Traces have 20 steps, runs of pages 3 and 5 have 10. An embedded model is read on page 2's measures alone: of the
@@ -119,7 +119,7 @@ def run(model: str, task: str, puzzles: int, first_seed: int = 0) -> Numbers:
     pages = [page for page, chosen in PAGES.items() if task in chosen and (is_known or page == "chain")]
     if not pages:
         return {}
-    samples = [tasks.sample(task, first_seed + k) for k in range(puzzles)]
+    samples = [tasks.sample(task, k) for k in range(puzzles)]
     pipe = known.pipeline(model, samples) if is_known else load(model)
     found: dict[str, Any] = {}
     if {"chain", "correction", "perception"} & set(pages):

@@ -24,7 +24,7 @@ from ..mini.tasks import NAMES
 from .claims import CALIBRATION, CLAIMS, NOT_MEASURED, Judgement, interval, is_ours, judge, load_claims, verdict
 from .results import interval_text, read_numbers
 
-__all__ = ["SIGNS", "Finding", "counts", "gather", "number_text", "section_table", "strip", "verdict_map"]
+__all__ = ["SIGNS", "Finding", "gather", "number_text", "section_table", "strip", "verdict_map"]
 
 SIGNS = {"supported": "✓", "undecided": "?", "not supported": "✗", "no room": "○", "not diagnostic": "≈"}
 _COLOURS = ("#9ecae1", "#eeeeee", "#fdae6b", "#dadaeb", "#fff2ae")  # black text reads on all of them
@@ -107,12 +107,6 @@ def gather(
             rows = {measure: (None, None, (low, high)) for measure, (low, high) in claim["measures"].items()}
             findings.append(Finding(key, *texts, "", NOT_MEASURED, "", rows))
     return findings
-
-
-def counts(findings: Sequence[Finding], ours: bool | None = None) -> dict[str, int]:
-    """How many findings have each verdict, "not measured" among them; ours: only ours (True), the paper's (False)."""
-    chosen = [f for f in findings if ours is None or f.ours == ours]
-    return {word: sum(f.verdict == word for f in chosen) for word in (*SIGNS, NOT_MEASURED)}
 
 
 def number_text(number: Mapping[str, Any] | None) -> str:

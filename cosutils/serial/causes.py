@@ -27,9 +27,8 @@ from .evaluate import facts_of, load_run, write
 from .model import SHIFT, condition, embed, encode, hasten
 from .sampling import noise_for, shares, steps_of
 
-__all__ = ["STATES", "dependence", "mistaken", "recovery", "verifier"]
+__all__ = ["dependence", "mistaken", "recovery", "verifier"]
 
-STATES = ("own", "truth", "other", "noise")
 FRESH = 7919  # noise seeds of what is exchanged: never those of a run
 
 

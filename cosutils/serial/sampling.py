@@ -85,7 +85,7 @@ def nearest(codec, x0: Tensor) -> Tensor:
 
 @torch.no_grad()
 def read(transformer, codec, puzzles: world.Puzzles, film: str, embeds: Tensor, steps: int, seed: int = 0,
-         batch: int = 512, edit=None, sampler=steps_of) -> Reading:  # fmt: skip
+         batch: int = 512, sampler=steps_of) -> Reading:  # fmt: skip
     """Run `steps` steps on every puzzle and read each step."""
     parts = []
     for start in range(0, len(puzzles), batch):
@@ -93,7 +93,7 @@ def read(transformer, codec, puzzles: world.Puzzles, film: str, embeds: Tensor, 
         truth = part.film(film)
         given = condition(codec, encode(codec, truth))
         leaders, alive, x0 = [], [], None
-        for _, _, x0 in sampler(transformer, noise_for(part, seed), given, embeds, steps, edit):
+        for _, _, x0 in sampler(transformer, noise_for(part, seed), given, embeds, steps):
             share = shares(codec, part, x0)
             p = share.clamp(min=1e-6)
             p = p / p.sum(1, keepdim=True)
@@ -108,19 +108,17 @@ def read(transformer, codec, puzzles: world.Puzzles, film: str, embeds: Tensor, 
 
 
 @torch.no_grad()
-def staircase(transformer, noise: Tensor, given: Tensor, embeds: Tensor, steps: int, edit=None,
-              lag: float = 1.0) -> Iterator[tuple[float, Tensor, Tensor]]:  # fmt: skip
-    """As `steps_of`, with a noise level for each row: the first row is clean after 1 / (1 + lag) of the
-    steps, the last at the end. The Wan classes take a timestep for each token (B, N); the stock pipeline
-    passes one for all."""
+def staircase(
+    transformer, noise: Tensor, given: Tensor, embeds: Tensor, steps: int
+) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """As `steps_of`, with a noise level for each row: the first row is clean after half of the steps, the last at the
+    end. The Wan classes take a timestep for each token (B, N); the stock pipeline passes one for all."""
     late = torch.arange(world.CELLS) / (world.CELLS - 1)
     time = torch.linspace(0, 1, steps + 1)[:, None]
-    sigmas = shifted((1 + lag * late - (1 + lag) * time).clamp(0, 1), SHIFT)  # (steps + 1, rows)
-    x, x0 = noise, None
+    sigmas = shifted((1 + late - 2 * time).clamp(0, 1), SHIFT)  # (steps + 1, rows)
+    x = noise
     for step in range(steps):
         s, s_next = (row.view(1, 1, 1, -1, 1) for row in sigmas[step : step + 2])
-        if edit is not None:
-            x = edit(step, s, x, x0)
         level = (sigmas[step] * 1000).repeat(3).expand(len(x), -1)
         v = transformer(torch.cat([x, given], 1), level, embeds.expand(len(x), -1, -1), return_dict=False)[0].float()
         x0 = x - s * v

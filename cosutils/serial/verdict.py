@@ -183,9 +183,9 @@ def usual(task: str, film: str, depth: int | str, variant: str) -> tuple:
     return task, film, str(depth), variant, Arguments.scale, Arguments.samples
 
 
-def decided(records: list[dict], sampler: str = "uniform") -> dict[int, dict[int, dict[str, float | int]]]:
+def decided(records: list[dict]) -> dict[int, dict[int, dict[str, float | int]]]:
     """length -> steps -> decision accuracy, its mean over training seeds with Student's interval."""
-    return _over_seeds([_decisions(one, sampler) for one in records])
+    return _over_seeds([_decisions(one, "uniform") for one in records])
 
 
 def alive(records: list[dict]) -> dict[int, dict[int, dict[str, float | int]]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from .._check import whole, wholes
-from .._files import writable_folder
+from .._files import read_json, writable_folder
 from ..metrics import bootstrap_interval, rate_interval
 from ..mini import split, tasks
 from ..mini.codec import PatchCodec
@@ -123,6 +123,10 @@ def main() -> None:
         out = writable_folder(args.out)
         if not isinstance(loading.load(args.model).vae, PatchCodec):
             raise ValueError(f"{args.model} is no embedded model")
+        folder = Path(args.model).resolve()  # a training keeps its weights in <run>/model
+        target = out / f"{folder.parent.name if folder.name == 'model' else folder.name}-scores.json"
+        if target.is_file() and (other := read_json(target)["provenance"]["model"]) != args.model:
+            raise ValueError(f"{target} holds the scores of {other}: choose another --out")
     except (TypeError, ValueError, OSError) as error:
         parser.error(str(error))
     work = partial(measure, model=args.model, puzzles=args.puzzles, steps=steps, seeds=seeds, within=within)
@@ -133,7 +137,7 @@ def main() -> None:
     end = seeds.start + args.puzzles - 1 if within is None else f"the first {args.puzzles} of the report part"
     provenance = dict(model=args.model, seeds=[seeds.start, end], steps=list(steps),
                       command=f"{command} {' '.join(map(str, steps))}{options}")  # fmt: skip
-    record_numbers(out, f"{Path(args.model).name}-scores", numbers, provenance)
+    record_numbers(out, target.stem, numbers, provenance)
     print(table(numbers, steps))
 
 
