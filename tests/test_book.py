@@ -107,6 +107,18 @@ def test_a_notebook_that_raises_is_recorded_as_failed_and_nothing_is_published(t
     manifest = (tree / "_build" / "manifest.json").read_text()
     assert '"status": "failed"' in manifest and "ZeroDivisionError" in manifest
     assert (tree / "_build" / "html" / "index.html").read_text() == "old"
+    staged = tree / "_build" / "stage" / "notebooks"  # what a later build may keep is whole or not there
+    assert [path.name for path in staged.iterdir()] == ["one.part.ipynb"]
+
+
+def test_a_tool_that_fails_leaves_no_half_of_its_pages(tools, tmp_path, monkeypatch):
+    for name, end in (("fails.py", "raise SystemExit('out of paint')"), ("works.py", "")):
+        code = "import pathlib, sys\nfolder = pathlib.Path(sys.argv[1])\nfolder.mkdir()\n(folder / 'a').touch()\n"
+        (tmp_path / name).write_text(code + end)
+    monkeypatch.setattr(tools[0], "TOOLS", {"bad": str(tmp_path / "fails.py"), "good": str(tmp_path / "works.py")})
+    bad, good = (tools[0].run_tool(page, tmp_path / page) for page in ("bad", "good"))
+    assert bad["status"] == "failed" and bad["error"] == "out of paint" and not (tmp_path / "bad").exists()
+    assert good["status"] == "ok" and (tmp_path / "good" / "a").is_file()
 
 
 def test_one_page_afresh_keeps_the_others_as_the_last_build_left_them(tools, tree):

@@ -145,8 +145,10 @@ def run_notebook(
 ) -> dict[str, Any]:
     """Execute `source` into `target` and say how it went; the verdict comes from the exception alone.
 
-    timeout: seconds that one cell may take, 0 for no end. Warnings of others end in `_build/log`.
+    timeout: seconds that one cell may take, 0 for no end. Warnings of others end in `_build/log`. A notebook that fails
+    or is broken off leaves `target` as it was, and what it ran in `<target>.part.ipynb`.
     """
+    part = target.with_suffix(".part.ipynb")
     print(f"{source.stem}: begins", flush=True)
     record = {
         "notebook": source.name,
@@ -159,7 +161,7 @@ def run_notebook(
         with into_log(target.parents[2] / "log" / f"{source.stem}.txt"):
             papermill.execute_notebook(
                 str(source),
-                str(target),
+                str(part),
                 parameters=parameters,
                 cwd=str(target.parent),
                 kernel_name="python3",
@@ -167,21 +169,26 @@ def run_notebook(
                 execution_timeout=timeout or None,
                 start_timeout=1800,
             )
-        write(stamp_figures(nbformat.read(target, 4)), target)
+        write(stamp_figures(nbformat.read(part, 4)), part)
+        part.replace(target)
     except Exception as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     return record | {"seconds": round(time.perf_counter() - start, 1)}
 
 
 def run_tool(page: str, folder: pathlib.Path) -> dict[str, Any]:
-    """Let the tool of a page write its data into `folder` and say how it went, as `run_notebook` does."""
+    """Let the tool of a page write `folder`, whole or not at all, and say how it went, as `run_notebook` does."""
     print(f"{page}: begins", flush=True)
     start = time.perf_counter()
-    command = [sys.executable, str(pathlib.Path(__file__).with_name(TOOLS[page])), str(folder)]
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    command = [sys.executable, str(pathlib.Path(__file__).parent / TOOLS[page]), str(part)]
     run = subprocess.run(command, capture_output=True, text=True)
     record = {"notebook": page, "status": "failed" if run.returncode else "ok"}
     if run.returncode:
         record["error"] = run.stderr.strip()
+    else:
+        part.replace(folder)
     return record | {"seconds": round(time.perf_counter() - start, 1)}
 
 
