@@ -220,6 +220,19 @@ def test_a_model_is_loaded_on_the_gpu_of_its_worker(offload, tmp_path, monkeypat
     assert (asked["device"], asked["offload"]) == ("cuda:2", offload)
 
 
+def test_a_model_of_the_hub_is_loaded_at_the_commit_that_its_key_names(sample, tmp_path, monkeypatch):
+    commit, asked = "0123456789abcdef0123456789abcdef01234567", {}
+    monkeypatch.setattr(spec_module, "snapshot_download", lambda *_, **__: str(tmp_path / "snapshots" / commit))
+    monkeypatch.setattr(spec_module, "load", lambda *names, **options: asked.update(options) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_one(PUZZLE | {"model": "somebody/a-model"}, tmp_path)
+    assert asked["revision"] == commit
+    asked.clear()
+    with pytest.raises(ZeroDivisionError):
+        run_one(PUZZLE, tmp_path)
+    assert asked["revision"] is None
+
+
 def test_every_field_decides_the_name_and_tells_conditions_apart(model, sample, tmp_path):
     assert set(OTHER) == set(FIELDS) - {"sample"}
     file = tmp_path / "a.safetensors"

@@ -360,11 +360,16 @@ def _task(root: Path, split: str, task: str, pixels: int, frames: int | None, st
     return vbvr.read(root, [split], [task], pixels=pixels, frames=frames)
 
 
+def _folder(model: str) -> Path | None:
+    """Where a model lies that is no hub id; an embedded one is named without its folder."""
+    folders = (data_folder() / model, Path(model))
+    return next((folder for folder in folders if (folder / "model_index.json").is_file()), None)
+
+
 def weights(model: str) -> str:
     """What tells the weights of `model` from others, see `identity`. ValueError where they are not on this machine."""
-    for folder in (data_folder() / model, Path(model)):  # an embedded model is named without its folder
-        if (folder / "model_index.json").is_file():
-            return _digest(_state(folder, (".safetensors", ".json", ".txt", ".model")))
+    if folder := _folder(model):
+        return _digest(_state(folder, (".safetensors", ".json", ".txt", ".model")))
     try:
         return Path(snapshot_download(model, local_files_only=True)).name
     except (HFValidationError, LocalEntryNotFoundError) as error:
@@ -407,7 +412,8 @@ def _pipeline(spec: Spec, facts: Mapping[str, Any]) -> WanImageToVideoPipeline:
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        pipe = load(spec.model, spec.preset, device=device, offload=spec.offload, lora=spec.lora)
+        commit = None if _folder(spec.model) else facts["weights"]  # the one that the key names, not what is newest
+        pipe = load(spec.model, spec.preset, device=device, offload=spec.offload, lora=spec.lora, revision=commit)
         pipe.set_progress_bar_config(disable=True)
         _loaded[wanted] = pipe
     return _loaded[wanted]
