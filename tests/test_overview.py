@@ -61,7 +61,7 @@ def test_the_table_draws_and_says_them(findings):
     assert "0.40 [0.30, 0.50]" in table and "claimed 0.25 to 1<" in table and "verdict-not-supported" in table
     ours, _ = overview(found, True, PAGES)
     assert "So does &lt;new&gt;." in ours and ours.count("<circle") == 1 and "not measured" in ours
-    assert "claimed 0.1 or more<" in ours
+    assert "claimed ≥ 0.1<" in ours
 
 
 def test_a_dot_lies_in_its_band_where_the_value_is_in_its_range(findings):

@@ -28,10 +28,11 @@ import torch
 from diffusers import WanImageToVideoPipeline
 
 from .._files import write_json
-from ..metrics import bootstrap_interval, leader, over_trainings, rate_interval
+from ..metrics import bootstrap_interval, over_trainings, rate_interval
 from ..mini import split, tasks
 from ..mini.model import films_of
 from ..pipelines.loading import data_folder, load
+from .chain import leading
 
 __all__ = ["KINDS", "LENGTHS", "mazes", "read", "sum_up", "trainings", "verdict"]
 
@@ -74,8 +75,7 @@ def read(pipe: WanImageToVideoPipeline, group: Sequence[tasks.Sample], steps: in
     rows: dict[str, list[float]] = dict(cells=[], leads=[])
     for maze, film in zip(group, films_of(pipe, group, steps), strict=True):
         rows["cells"].append(maze.score(film).parts["answer"])
-        place = leader(maze.candidates(film))
-        rows["leads"].append(float([*maze.options, None][place] in maze.films))
+        rows["leads"].append(float(leading(maze, film) in maze.films))
     return rows
 
 

@@ -27,6 +27,7 @@ from ..mini.known import MECHANISMS
 from ..mini.tasks import Sample
 from ..pipelines.loading import data_folder, load
 from .claims import CLAIMS, calibrate, load_claims, separates
+from .evidence import record_of
 from .progress import progress
 from .results import mean_of, rate_gap, rate_of, read_numbers, record_numbers
 
@@ -143,8 +144,8 @@ def curve(numbers: Mapping[str, Mapping[str, Any]], model: str, task: str, name:
 
 def _section(key: str, folder: str | os.PathLike[str]) -> Numbers:
     """The stored numbers of a claim's page in a folder of records; {} where there is none."""
-    found = sorted(pathlib.Path(folder).glob(f"[0-9][0-9]_{key.partition('.')[0]}.json"))
-    return read_numbers(found[0]) if found else {}
+    path = record_of(folder, key.partition(".")[0])
+    return read_numbers(path) if path else {}
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -45,6 +45,7 @@ __all__ = [
     "judge",
     "load_claims",
     "pooled",
+    "range_text",
     "read_entries",
     "separates",
     "summarise",
@@ -273,7 +274,7 @@ def _judged(
     outside = [name for name, (number, span) in room.items() if number and not span[0] <= number["value"] <= span[1]]
     if outside:
         word = "no room"
-        remarks = [f"{name} is not {_span(claim['room'][name])}" for name in outside]
+        remarks = [f"{name} is not {_wanted(*claim['room'][name])}" for name in outside]
     test = calibrate(claim, task, known)
     mistaken = [] if test is None else {"supported": test.fooled, "not supported": test.missed}.get(word, [])
     if mistaken:
@@ -283,9 +284,16 @@ def _judged(
     return Judgement(key, *texts, task, word, rows, "; ".join(remarks), by_ranges)
 
 
-def _span(span: Sequence[float]) -> str:
+def range_text(span: Sequence[float]) -> str:
+    """A claimed range in words: "≥ 0.1", "≤ 0.15" or "0.25 to 1"."""
     low, high = (f"{end:g}" for end in span)
-    return f"≥ {low}" if span[1] == math.inf else f"≤ {high}" if span[0] in (0, -math.inf) else f"in {low} to {high}"
+    return f"≥ {low}" if span[1] == math.inf else f"≤ {high}" if span[0] == -math.inf else f"{low} to {high}"
+
+
+def _wanted(low: float, high: float) -> str:
+    """A precondition in words. Those from 0 on are of shares, which cannot be less."""
+    text = range_text((-math.inf if low == 0 else low, high))
+    return f"in {text}" if " to " in text else text
 
 
 def verdict_text(judgements: Sequence[Judgement]) -> str:

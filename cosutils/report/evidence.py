@@ -21,10 +21,21 @@ from matplotlib.figure import Figure
 
 from .._files import read_json
 from ..mini.tasks import NAMES
-from .claims import CALIBRATION, CLAIMS, NOT_MEASURED, Judgement, interval, is_ours, judge, load_claims, verdict
+from .claims import (
+    CALIBRATION,
+    CLAIMS,
+    NOT_MEASURED,
+    Judgement,
+    interval,
+    is_ours,
+    judge,
+    load_claims,
+    range_text,
+    verdict,
+)
 from .results import interval_text, read_numbers
 
-__all__ = ["SIGNS", "Finding", "gather", "number_text", "section_table", "strip", "verdict_map"]
+__all__ = ["SIGNS", "Finding", "gather", "number_text", "record_of", "section_table", "strip", "verdict_map"]
 
 SIGNS = {"supported": "✓", "undecided": "?", "not supported": "✗", "no room": "○", "not diagnostic": "≈"}
 _COLOURS = ("#9ecae1", "#eeeeee", "#fdae6b", "#dadaeb", "#fff2ae")  # black text reads on all of them
@@ -60,7 +71,7 @@ class Finding:
         return is_ours(self.paper)
 
 
-def _record(folder: str | os.PathLike[str], section: str) -> pathlib.Path | None:
+def record_of(folder: str | os.PathLike[str], section: str) -> pathlib.Path | None:
     """The record NN_section.json of a folder, or None; ValueError where there are several."""
     found = sorted(pathlib.Path(folder).glob(f"[0-9][0-9]_{section}.json"))
     if len(found) > 1:
@@ -85,7 +96,7 @@ def gather(
     judged: dict[tuple[str, str], dict[str, Judgement]] = {}
     for section in dict.fromkeys(key.partition(".")[0] for key in listed):
         for run, folder in (("full", full), ("default", default)):
-            path = None if folder is None else _record(folder, section)
+            path = None if folder is None else record_of(folder, section)
             if path is not None and model in (None, read_json(path)["provenance"].get("model", model)):
                 for one in judge(path.stem, read_numbers(path), listed, calibration):
                     if one.task:
@@ -114,11 +125,6 @@ def number_text(number: Mapping[str, Any] | None) -> str:
     return "–" if number is None else f"{interval_text(number)}, N = {number['n']}"
 
 
-def _range(span: tuple[float, float]) -> str:
-    low, high = (f"{end:g}" for end in span)
-    return f"≥ {low}" if span[1] == np.inf else f"{low} to {high}"
-
-
 def section_table(findings: Sequence[Finding], section: str) -> tuple[list[str], dict[str, list[list[str]]]]:
     """Head and groups of rows, one group for each claim of `section`, as `figures.show_table` takes them.
 
@@ -131,7 +137,7 @@ def section_table(findings: Sequence[Finding], section: str) -> tuple[list[str],
         sign = f"{SIGNS[finding.verdict]} {finding.verdict}" if finding.run else finding.verdict
         word = f"{sign} (default run)" if finding.run == "default" else sign
         for measure, (full, default, span) in finding.rows.items():
-            row = [finding.task or "–", word, measure, _range(span), number_text(full), number_text(default)]
+            row = [finding.task or "–", word, measure, range_text(span), number_text(full), number_text(default)]
             groups.setdefault(title, []).append(row)
     if not groups:
         raise ValueError(f"no claim of section {section!r} among the findings")

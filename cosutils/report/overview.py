@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .claims import NOT_MEASURED, Summary, summarise
+from .claims import NOT_MEASURED, Summary, range_text, summarise
 from .evidence import SIGNS, Finding
 from .results import interval_text
 
@@ -78,12 +78,6 @@ def _number(number: Mapping[str, Any]) -> str:
     return f"{number['value']:.2f}, mean of two tasks" if number["n"] == 2 else interval_text(number)
 
 
-def _range(low: float, high: float) -> str:
-    if math.isinf(high):
-        return f"{low:g} or more"
-    return f"{high:g} or less" if math.isinf(low) else f"{low:g} to {high:g}"
-
-
 def _plot(number: Mapping[str, Any], row: Row) -> str:
     """A dot with its interval (none over two tasks), above the claimed range as a band; the thin line is zero."""
     low, high = _scale(row)
@@ -94,7 +88,7 @@ def _plot(number: Mapping[str, Any], row: Row) -> str:
 
     middle = _HEIGHT / 2
     start, stop = float(x(row.span[0])), float(x(row.span[1]))
-    said = html.escape(f"{row.measure} {_number(number)}, claimed {_range(*row.span)}")
+    said = html.escape(f"{row.measure} {_number(number)}, claimed {range_text(row.span)}")
     ends = "" if number["n"] == 2 else f'x1="{x(number["low"])}" x2="{x(number["high"])}" y1="{middle}" y2="{middle}"'
     interval = ends and f'<line class="interval" {ends}/>'
     return (
@@ -129,7 +123,7 @@ def overview(findings: Mapping[str, Sequence[Finding]], ours: bool, pages: Mappi
     for row in rows:
         page = pages[row.key.partition(".")[0]]
         cells = "".join(_cell(row, model) for model in findings)
-        claimed = f' <span class="overview-claimed">claimed {html.escape(_range(*row.span))}</span>'
+        claimed = f' <span class="overview-claimed">claimed {html.escape(range_text(row.span))}</span>'
         measure = f' <span class="overview-measure">{html.escape(row.measure)}</span>{claimed}' if row.measure else ""
         lines.append(
             f'<tr><th scope="row"><a href="{page}.html">{html.escape(row.claim)}</a> '
