@@ -29,7 +29,7 @@ from typing import Any
 from build_book import ROOT, preset_parameters, run_notebook
 from tqdm import tqdm
 
-PRESETS = ("full", "shallow", "memory")
+PRESETS = ("full", "shallow", "longer", "memory")
 PLAIN = ("cos-mini", "cos-mini-shallow", "cos-mini-two", "cos-mini-longer", "cos-mini-memory")
 MODELS = dict.fromkeys(PLAIN, "1 4 20") | {"cos-mini-student": "4"}  # numbers of steps that are scored
 COMMANDS: dict[str, list[list[str]]] = {  # name of a job -> modules and their arguments, one after the other
