@@ -201,7 +201,7 @@
 
   function listBlocks() {
     part("blocks").replaceChildren(...run.plan[0].keep.map((_, i) => {
-      const button = Object.assign(document.createElement("button"), { type: "button", textContent: `block ${i + 1}` });
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: `block ${i}` });
       button.addEventListener("click", () => alter("block", i));
       return button;
     }));

@@ -98,7 +98,8 @@ def _tasks(names: Sequence[str]) -> str:
 def say(part: Part, findings: Mapping[str, Sequence[Finding]]) -> Said:
     """A part in words: the sentence of the verdict that all tasks of its model share.
 
-    Where they disagree it is that of "mixed" if some task supports the claim, else that of "on none".
+    Where they disagree it is that of "mixed" if some task supports the claim, else that of "on none". Tasks without room
+    do not count where all others refuse it.
 
     findings: model -> its judged claims, as `evidence.gather` returns them. Where the model of the part was not run
     the sentence speaks of the first that was. In a sentence {tasks} are those that support the claim, {others} the
@@ -116,7 +117,8 @@ def say(part: Part, findings: Mapping[str, Sequence[Finding]]) -> Said:
         verdicts[model] = {word: [f.task for f in found if f.task and f.verdict == word] for word in ordered}
     model = next((name for name in (part.model, *verdicts) if verdicts.get(name)), part.model)
     split = verdicts.get(model, {})
-    word = (MIXED if "supported" in split else NONE) if len(split) > 1 else next(iter(split), NOT_MEASURED)
+    judged = [word for word in split if word != "no room"] if "not supported" in split else list(split)
+    word = (MIXED if "supported" in split else NONE) if len(judged) > 1 else next(iter(judged), NOT_MEASURED)
     claim = first.claim.rstrip(".")
     shares = "; ".join(f"{_SAID.get(word, word)} on {_tasks(tasks)}" for word, tasks in split.items())
     template = part.says.get(word, "{claim}: {shares}." if split else "{claim}: not measured.")
