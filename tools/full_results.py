@@ -2,7 +2,7 @@
 
     python tools/full_results.py [--workers 2] [--only full/03_noise scores/cos-mini ...] [--again]
 
-The jobs are the notebooks that `full.yaml`, `shallow.yaml` and `memory.yaml` of `notebooks/params` name, run in a copy
+The jobs are the notebooks that `full.yaml`, `shallow.yaml`, `longer.yaml` and `memory.yaml` of `notebooks/params` name, run in a copy
 below `_build`, and the commands of `COMMANDS`; --only takes notebooks of other presets too, such as
 vbvr_wan22/01_setup. A notebook's numbers go to `data/results/<preset>/<notebook>.json`, whole or not at all, and where
 a job fails, its stored numbers stay as they were. The run may be stopped at any time: `_build/full/done.json` holds
