@@ -2,8 +2,7 @@
 
     python tools/full_results.py [--workers 2] [--only full/03_noise scores/cos-mini ...] [--again]
 
-The jobs are the notebooks that `full.yaml`, `shallow.yaml`, `longer.yaml` and `memory.yaml` of `notebooks/params` name, run in a copy
-below `_build`, and the commands of `COMMANDS`; --only takes notebooks of other presets too, such as
+The jobs are the notebooks that the files of `PRESETS` in `notebooks/params` name, run in a copy below `_build`, and the commands of `COMMANDS`; --only takes notebooks of other presets too, such as
 vbvr_wan22/01_setup. A notebook's numbers go to `data/results/<preset>/<notebook>.json`, whole or not at all, and where
 a job fails, its stored numbers stay as they were. The run may be stopped at any time: `_build/full/done.json` holds
 the digest of what each finished job was made from (code, notebook, parameters, weights), and a job whose digest is
@@ -29,7 +28,8 @@ from typing import Any
 from build_book import ROOT, preset_parameters, run_notebook
 from tqdm import tqdm
 
-PRESETS = ("full", "shallow", "longer", "memory")
+TRAININGS = tuple(f"{kind}_seed{seed}" for kind in ("longer", "memory") for seed in (1, 2))
+PRESETS = ("full", "shallow", "longer", "memory", *TRAININGS)
 PLAIN = ("cos-mini", "cos-mini-shallow", "cos-mini-two", "cos-mini-longer", "cos-mini-memory")
 MODELS = dict.fromkeys(PLAIN, "1 4 20") | {"cos-mini-student": "4"}  # numbers of steps that are scored
 COMMANDS: dict[str, list[list[str]]] = {  # name of a job -> modules and their arguments, one after the other
