@@ -2,11 +2,12 @@
 
     python tools/full_results.py [--workers 2] [--only full/03_noise scores/cos-mini ...] [--again]
 
-The jobs are the notebooks that the files of `PRESETS` in `notebooks/params` name, run in a copy below `_build`, and the commands of `COMMANDS`; --only takes notebooks of other presets too, such as
-vbvr_wan22/01_setup. A notebook's numbers go to `data/results/<preset>/<notebook>.json`, whole or not at all, and where
-a job fails, its stored numbers stay as they were. The run may be stopped at any time: `_build/full/done.json` holds
-the digest of what each finished job was made from (code, notebook, parameters, weights), and a job whose digest is
-there is not run again, unless --again is given. The time left is estimated from how long each job took the last time.
+The jobs are the notebooks that the files of `PRESETS` in `notebooks/params` name, run in a copy below `_build`, and the
+commands of `COMMANDS`; --only takes notebooks of other presets too, such as vbvr_wan22/01_setup. A notebook's numbers
+go to `data/results/<preset>/<notebook>.json`, whole or not at all, and where a job fails, its stored numbers stay as
+they were. The run may be stopped at any time: `_build/full/done.json` holds the digest of what each finished job was
+made from (code, notebook, parameters, weights), and a job whose digest is there is not run again, unless --again is
+given. The time left is estimated from how long each job took the last time.
 """
 
 from __future__ import annotations
