@@ -12,6 +12,7 @@ import pytest
 from cosutils.report import results
 from cosutils.report.results import (
     beside,
+    by_training,
     check_numbers,
     compare,
     interval_text,
@@ -239,3 +240,13 @@ def test_a_curve_is_recorded_and_read_by_its_places():
     assert results.curve(numbers, "maze/none") == {}
     with pytest.raises(ValueError, match="shorter"):
         results.curve_of("a", [1, 2], [[1.0, 2.0]])
+
+
+def test_numbers_of_several_trainings_keep_their_order_of_seeds(tmp_path):
+    values = {"plain": 0.1, "plain_seed1": 0.2, "plain_seed2": 0.3, "memory": 0.4, "memory_seed2": 0.6}
+    for folder, value in values.items():
+        record_numbers(tmp_path / folder, "03_noise", {"maze/damage": dict(value=value)}, {})
+    found = by_training(tmp_path, ["plain", "memory"], "03_noise", "maze/damage")
+    assert {kind: rows.tolist() for kind, rows in found.items()} == {"plain": [0.1, 0.3], "memory": [0.4, 0.6]}
+    with pytest.raises(ValueError, match="0 trainings of plain and memory have maze/other of 03_noise"):
+        by_training(tmp_path, ["plain", "memory"], "03_noise", "maze/other")

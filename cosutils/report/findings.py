@@ -98,8 +98,8 @@ def _tasks(names: Sequence[str]) -> str:
 def say(part: Part, findings: Mapping[str, Sequence[Finding]]) -> Said:
     """A part in words: the sentence of the verdict that all tasks of its model share.
 
-    Where they disagree it is that of "mixed" if some task supports the claim, else that of "on none". Tasks without room
-    do not count where all others refuse it.
+    Where they disagree it is that of "mixed" if some task supports the claim, else that of "on none". Tasks without
+    room do not count where all others refuse it.
 
     findings: model -> its judged claims, as `evidence.gather` returns them. Where the model of the part was not run
     the sentence speaks of the first that was. In a sentence {tasks} are those that support the claim, {others} the

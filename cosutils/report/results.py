@@ -22,6 +22,7 @@ from ..pipelines.loading import SUMS, data_folder
 
 __all__ = [
     "beside",
+    "by_training",
     "check_numbers",
     "compare",
     "curve",
@@ -198,6 +199,24 @@ def read_numbers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
         return {name: _entry(name, given) for name, given in record["numbers"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a record written by record_numbers") from error
+
+
+def by_training(
+    results: str | os.PathLike[str], kinds: Sequence[str], section: str, name: str
+) -> dict[str, np.ndarray]:
+    """One number of the stored runs of several kinds of model, an array (trainings,) for each, in one order of seeds.
+
+    They lie in `results`/<kind>, <kind>_seed1, ...; a seed that a kind lacks is left out. ValueError where fewer than
+    two are left.
+    """
+    root = pathlib.Path(results)
+    seeds = ["", *sorted(path.name.removeprefix(kinds[0]) for path in root.glob(f"{kinds[0]}_seed?"))]
+    paths = [[root / f"{kind}{seed}" / f"{section}.json" for kind in kinds] for seed in seeds]
+    rows = [[read_numbers(path) for path in row] for row in paths if all(path.is_file() for path in row)]
+    values = [[numbers[name]["value"] for numbers in row] for row in rows if all(name in numbers for numbers in row)]
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} trainings of {' and '.join(kinds)} have {name} of {section} in {root}")
+    return dict(zip(kinds, np.array(values).T, strict=True))
 
 
 def stored_numbers(path: str | os.PathLike[str], **facts: Any) -> dict[str, dict[str, Any]]:
