@@ -86,7 +86,11 @@ def test_the_verdict_follows_the_rules(kind, added, said):
 
 @pytest.mark.parametrize("kind", horizon.KINDS)
 def test_models_of_a_kind_differ_in_their_training_seed_alone(kind):
-    """By their cards; `precision` is what was asked for, and the logs say what it was. Older cards lack `lengths`."""
+    """By their cards; `precision` is what was asked for. What it was the logs say, and the README where it was another.
+
+    Older cards lack `lengths`.
+    """
+    told = (data_folder() / "README.md").read_text()
     tables = []
     for number, model in enumerate(horizon.trainings(kind)):
         card = (data_folder() / model / "README.md").read_text()
@@ -95,5 +99,7 @@ def test_models_of_a_kind_differ_in_their_training_seed_alone(kind):
         tables.append({line for line in table if not line.startswith(("| seed |", "| precision |", "| lengths |"))})
         log = (data_folder() / model / "training.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in log]
-        assert {row["precision"] for row in rows} == {"float32"} and rows[-1]["seen"] == 170016
+        (precision,) = {row["precision"] for row in rows}
+        assert precision == "float32" or f"`{model}`, in {precision} autocast" in told
+        assert rows[-1]["seen"] == 170016
     assert all(table == tables[0] for table in tables)
