@@ -7,8 +7,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
+from cosutils.metrics import over_trainings
 from cosutils.report import evidence
-from cosutils.report.results import record_numbers
+from cosutils.report.results import by_training, read_numbers, record_numbers
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 CLAIMS = """
@@ -138,3 +139,21 @@ def test_what_is_ours_are_controls_readings_and_measures_and_nothing_else():
         assert f.ours == ("our" in f.paper.split()), f.key
         assert f.ours or f.paper.startswith(("Sec.", "ablations", "training-free")), f.key
         assert f.evidence.startswith("none") or not f.ours, f.key  # what is ours has no evidence of the paper
+
+
+def test_what_pages_5_6_14_and_18_say_of_trainings_follows_the_records():
+    """Working memory, pruning and frames that settle together come with the memory; self-correction was one training."""
+    stored = Path(__file__).parents[1] / "data" / "results"
+
+    def more(section, name):
+        found = by_training(stored, ["longer", "memory"], section, name)
+        return over_trainings(found["memory"] - found["longer"])
+
+    assert more("05_working_memory", "reappear/start_held")["low"] > 0
+    held = by_training(stored, ["longer", "memory"], "05_working_memory", "reappear/start_held")
+    assert held["memory"].min() > 0.8 and held["longer"].max() < 0.5 and len(held["longer"]) == 3
+    assert more("02_chain_of_steps", "maze/alive_fall")["low"] > 0 > more("02_chain_of_steps", "maze/frame_lag")["high"]
+    assert more("06_self_correction", "bounce/confident_net")["low"] < 0
+    kinds = ("memory", "memory_seed1", "memory_seed2")
+    mended = [read_numbers(stored / kind / "06_self_correction.json")["bounce/confident_net"] for kind in kinds]
+    assert [number["low"] > 0 for number in mended] == [True, False, False]
