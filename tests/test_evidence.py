@@ -142,7 +142,7 @@ def test_what_is_ours_are_controls_readings_and_measures_and_nothing_else():
 
 
 def test_what_pages_5_6_14_and_18_say_of_trainings_follows_the_records():
-    """Working memory, pruning and frames that settle together come with the memory; self-correction was one training."""
+    """Working memory, pruning and frames that settle together come with a memory; self-correction was one training."""
     stored = Path(__file__).parents[1] / "data" / "results"
 
     def more(section, name):
