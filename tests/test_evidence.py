@@ -157,3 +157,14 @@ def test_what_pages_5_6_14_and_18_say_of_trainings_follows_the_records():
     kinds = ("memory", "memory_seed1", "memory_seed2")
     mended = [read_numbers(stored / kind / "06_self_correction.json")["bounce/confident_net"] for kind in kinds]
     assert [number["low"] > 0 for number in mended] == [True, False, False]
+
+
+def test_a_claim_stands_at_the_model_that_its_numbers_are_of(folders):
+    claims = folders[-1]
+    claims.write_text(CLAIMS.replace("evidence: scores,", "evidence: scores, of: three blocks,"))
+    found = evidence.by_model({"ten blocks": evidence.gather(*folders)}, claims)
+    assert [(f.key, f.task) for f in found["three blocks"]] == [("noise.step", "maze"), ("noise.step", "shelf")]
+    assert [f.key for f in found["ten blocks"]] == ["noise.again", "layers.order"]
+    claims.write_text(CLAIMS)
+    (same,) = evidence.by_model({"ten blocks": evidence.gather(*folders)}, claims).values()
+    assert same == evidence.gather(*folders)

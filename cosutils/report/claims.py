@@ -85,15 +85,20 @@ def is_ours(paper: str) -> bool:
     return ", our " in paper
 
 
-def read_entries(path: pathlib.Path, fields: Iterable[str], what: str) -> dict[str, dict[str, Any]]:
-    """A YAML file of entries, key -> {field: value}; ValueError where one has an unknown field or lacks one."""
+def read_entries(
+    path: pathlib.Path, fields: Iterable[str], what: str, perhaps: Iterable[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """A YAML file of entries, key -> {field: value}; ValueError where one has an unknown field or lacks one.
+
+    perhaps: fields that an entry may lack.
+    """
     entries, fields = read_yaml(path), list(fields)
     if not isinstance(entries, dict):
         raise ValueError(f"{path}: expected a {what} for each key, got {entries!r}")
     for key, entry in entries.items():
         if not isinstance(entry, dict):
             raise ValueError(f"{path}: {key}: a {what} has the fields {', '.join(fields)}, got {entry!r}")
-        wrong = [f"unknown field {name!r}" for name in entry if name not in fields]
+        wrong = [f"unknown field {name!r}" for name in entry if name not in (*fields, *perhaps)]
         wrong += [f"no field {name!r}" for name in fields if name not in entry]
         if wrong:
             raise ValueError(f"{path}: {key}: {wrong[0]}; a {what} has the fields {', '.join(fields)}")
@@ -104,10 +109,11 @@ def load_claims(path: str | os.PathLike[str] = CLAIMS) -> dict[str, dict[str, An
     """The claims by key; ValueError where one has wrong fields or a range is not [low, high] with low < high.
 
     room: ranges of the preconditions, perhaps none. known: {holds: [...], fails: [...]}, of which of `MECHANISMS` the
-    claim is true and of which it is false, or a text that says why they cannot tell.
+    claim is true and of which it is false, or a text that says why they cannot tell. of: the model, as pages name it,
+    that its numbers are of, where it is not the page's own.
     """
     fields = ("paper", "claim", "evidence", "measures", "room", "known")
-    claims = read_entries(pathlib.Path(path), fields, "claim")
+    claims = read_entries(pathlib.Path(path), fields, "claim", perhaps=["of"])
     for key, claim in claims.items():
         if not isinstance(claim["measures"], dict) or not claim["measures"]:
             raise ValueError(f"{path}: {key}: measures are name: [low, high], got {claim['measures']!r}")

@@ -35,7 +35,17 @@ from .claims import (
 )
 from .results import interval_text, read_numbers
 
-__all__ = ["SIGNS", "Finding", "gather", "number_text", "record_of", "section_table", "strip", "verdict_map"]
+__all__ = [
+    "SIGNS",
+    "Finding",
+    "by_model",
+    "gather",
+    "number_text",
+    "record_of",
+    "section_table",
+    "strip",
+    "verdict_map",
+]
 
 SIGNS = {"supported": "✓", "undecided": "?", "not supported": "✗", "no room": "○", "not diagnostic": "≈"}
 _COLOURS = ("#9ecae1", "#eeeeee", "#fdae6b", "#dadaeb", "#fff2ae")  # black text reads on all of them
@@ -118,6 +128,22 @@ def gather(
             rows = {measure: (None, None, (low, high)) for measure, (low, high) in claim["measures"].items()}
             findings.append(Finding(key, *texts, "", NOT_MEASURED, "", rows))
     return findings
+
+
+def by_model(
+    found: Mapping[str, Sequence[Finding]], claims: str | os.PathLike[str] = CLAIMS
+) -> dict[str, list[Finding]]:
+    """`found`, model -> what `gather` returns, each claim at the model that its numbers are of (`of` in its entry)."""
+    listed = load_claims(claims)
+    moved = {key: claim["of"] for key, claim in listed.items() if "of" in claim}
+    told = {key: [f for findings in found.values() for f in findings if f.key == key and f.task] for key in moved}
+    places = dict.fromkeys([*found, *(model for key, model in moved.items() if told[key])])
+    parted = {}
+    for model in places:
+        own = [f for f in found.get(model, ()) if f.key not in moved]
+        own += [f for key, findings in told.items() if moved[key] == model for f in findings]
+        parted[model] = sorted(own, key=lambda f: list(listed).index(f.key))
+    return parted
 
 
 def number_text(number: Mapping[str, Any] | None) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from .._files import read_json, read_yaml
 from ..pipelines.loading import data_folder
 from .claims import CALIBRATION, NOT_MEASURED, load_claims
-from .evidence import SIGNS, Finding, gather, number_text
+from .evidence import SIGNS, Finding, by_model, gather, number_text
 
 __all__ = ["MODELS", "Box", "Part", "Said", "finding", "load_findings", "say"]
 
@@ -206,6 +206,7 @@ def finding(section: str, data: str | os.PathLike[str] | None = None) -> Box:
     stored = {model: data / "results" / folder / f"{section}.json" for model, folder in MODELS.items()}
     stored = {model: path for model, path in stored.items() if path.is_file()}
     found = {model: gather(path.parent, None, claims, calibration=calibration) for model, path in stored.items()}
+    found = by_model(found, claims)
     runs = []
     for model, path in stored.items():
         facts: Mapping[str, Any] = read_json(path)["provenance"]
