@@ -265,6 +265,16 @@ def test_a_name_follows_what_a_function_holds_and_ends_where_it_calls_itself():
     assert named[0] == named[1] and len(set(named)) == 4
     assert function_name(again) == function_name(again)
 
+    def both(one, other):
+        return lambda x, *_: one(x) + other(x)
+
+    summed = torch.square
+    for _ in range(40):
+        summed = both(summed, summed)
+    assert function_name(summed) != function_name(
+        both(summed, torch.square)
+    )  # each is looked into once, not 2**40 times
+
 
 @pytest.mark.slow
 def test_functions_and_edits_compose_and_tell_what_they_hold():

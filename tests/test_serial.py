@@ -127,6 +127,10 @@ def test_runs_that_are_not_there_are_named_and_kept_ones_said(tmp_path, monkeypa
     monkeypatch.setattr(evaluate, "record", lambda *_: pytest.fail("measured what has a record of these weights"))
     evaluate.main()
     assert capsys.readouterr().out == f"{name}: kept\n"
+    monkeypatch.setattr(sys, "argv", ["x", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        causes.main()
+    assert "no run is named, and none has a record" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -244,8 +244,8 @@ def record(pipe: DiffusionPipeline, keep: Iterable[str] = KEPT) -> Iterator[Run]
     call.
 
     `keep` names what is stored, out of x, v and x0, on the CPU: at most 10 bytes (12 in float32) per latent
-    value, video and step. `decode` needs x0, `resume` needs x and, from step 1 on, x0 or v (with a
-    multistep solver v).
+    value, video and step. `decode` needs x0, `resume` needs x and, from step 1 on, x0 or v (with a multistep
+    solver v).
     """
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     unknown = [name for name in keep if name not in KEPT]

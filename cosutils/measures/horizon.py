@@ -5,10 +5,9 @@
 writes `data/results/horizon.json`. A row is one model, number of steps and length of the way: the share of cells of the
 last frame that are right (`Score.parts["answer"]`), how often the right goal leads, what the steps add to one pass of
 the same model, and what they add to the fewest steps beyond one (`late`), maze by maze, with the verdicts of the rules
-below. `trainings` sums up the models
-of each of `KINDS`, which differ in their training seed alone: what the steps add, its mean over trainings, and how much
-more a memory lets them add than the plain training of the same seed. The mazes come from sealed seeds, and the run is
-made once.
+below. `trainings` sums up the models of each of `KINDS`, which differ in their training seed alone: what the steps add,
+its mean over trainings, and how much more a memory lets them add than the plain training of the same seed. The mazes
+come from sealed seeds, and the run is made once.
 
 The rules, older than the run. At a length, steps *extend* the horizon where the interval of what they add to the cells
 lies above .05, and *shorten* it where that lies below -.05; where there are several trainings, the interval is

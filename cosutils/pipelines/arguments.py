@@ -124,24 +124,25 @@ def function_name(function: Callable[..., Any]) -> str:
 
     Functions that it holds (closures, defaults) and those of its own module are followed, others stand by their name.
     """
-    return _named(function, set())
+    return _named(function, {})
 
 
-def _named(function: Callable[..., Any], within: set[int]) -> str:
+def _named(function: Callable[..., Any], known: dict[int, str]) -> str:
+    """known: names of functions met so far, so that each is looked into once."""
     inner = getattr(function, "__func__", function)
     code = getattr(inner, "__code__", None)
     if code is None:  # functools.partial and objects that can be called
         held = [getattr(function, name, None) for name in ("func", "args", "keywords")] + [vars(function)]
         return f"{type(function).__name__} {_digest(repr(plain(held)))[:8]}"
-    if id(inner) in within:  # it calls itself
-        return inner.__qualname__
-    within = within | {id(inner)}
+    if id(inner) in known:
+        return known[id(inner)]
+    known[id(inner)] = inner.__qualname__  # for one that calls itself
 
     def value(one: Any, follow: bool) -> Any:
         if not callable(one):
             return plain(one)
         if follow and (hasattr(getattr(one, "__func__", one), "__code__") or isinstance(one, partial)):
-            return _named(one, within)
+            return _named(one, known)
         return getattr(one, "__qualname__", type(one).__name__)
 
     codes = _codes(code)
@@ -152,7 +153,9 @@ def _named(function: Callable[..., Any], within: set[int]) -> str:
     values = [value(one, True) for one in held]
     values += [value(one, hasattr(one, "__code__") and one.__module__ == inner.__module__) for one in looked]
     constants = [[one for one in part.co_consts if not hasattr(one, "co_code")] for part in codes]
-    return f"{inner.__qualname__} {_digest(*(one.co_code for one in codes), repr(([*names], constants, values)))[:8]}"
+    digest = _digest(*(one.co_code for one in codes), repr(([*names], constants, values)))
+    known[id(inner)] = f"{inner.__qualname__} {digest[:8]}"
+    return known[id(inner)]
 
 
 def _codes(code: CodeType) -> list[CodeType]:

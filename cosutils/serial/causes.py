@@ -174,7 +174,10 @@ def main() -> None:
     torch.set_num_threads(1)
     split = "report" if given.report else "validation"
     out = given.data / ("causes-report" if given.report else "causes")
-    for name in given.names or sorted(path.stem for path in out.glob("*.json")):
+    names = given.names or sorted(path.stem for path in out.glob("*.json"))
+    if not names:
+        parser.error(f"no run is named, and none has a record in {out}")
+    for name in names:
         args, codec, transformer = load_run(given.data / "models" / name)
         facts = facts_of(given.data / "models" / name, args, split) | dict(each=given.each, steps=given.steps)
         for kind in ("dependence", "recovery", "verifier"):
