@@ -17,9 +17,9 @@ from chromium import PAGES
 import cosutils as cos
 from cosutils.mini import text
 from cosutils.mini.model import condition
-from cosutils.serial import evaluate, sampling
 from cosutils.serial import model as serial_model
 from cosutils.serial import puzzles as serial
+from cosutils.serial import sampling, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = PAGES / "book" / "live.html"
@@ -126,7 +126,7 @@ def test_firefox_computes_what_python_computes(tmp_path):
 
 
 def test_a_model_with_a_memory_remembers_in_the_page_too(opened):
-    args, codec, transformer = evaluate.load_run(ROOT / "data" / "serial" / "models" / LADDER)
+    args, codec, transformer = train.load_run(ROOT / "data" / "serial" / "models" / LADDER)
     puzzle = serial.take("ladder", "validation", 6, 3)[0][2:]
     seen = opened(PAGE).evaluate(RUN, [LADDER, "serial", "ladder", 8, [3], [1], [0]])
     given = condition(codec, serial_model.encode(codec, puzzle.film(args.film)))

@@ -5,6 +5,7 @@ fail.
 import hashlib
 import json
 import sys
+from copy import deepcopy
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -279,6 +280,60 @@ def test_every_variant_learns_from_the_right_target(variant, codec):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize("variant", ["plain", "memory"])
+def test_a_student_of_as_many_steps_is_its_teacher_and_one_of_fewer_learns_to_arrive(variant, codec, monkeypatch):
+    monkeypatch.setattr(train, "TAUGHT", 4)
+    torch.manual_seed(0)
+    teacher = model.hasten(model.build_transformer(1, variant)).eval()
+    x0 = model.encode(codec, puzzles.take("ladder", "train", 3, 8)[0].film("trail"))
+    given, words = model.condition(codec, x0), model.embed().expand(8, -1, -1)
+    x1 = sampling.noise_for(puzzles.take("ladder", "train", 3, 8)[0])
+
+    def loss(net, steps):
+        args = train.Arguments(variant=variant, teacher="it", steps=steps)
+        return train.loss_of_student(args, net, teacher, x1, given, words)
+
+    assert loss(deepcopy(teacher).train(), 4).item() < 1e-9
+    student = deepcopy(teacher).train()
+    opt, losses = torch.optim.AdamW(student.parameters(), 1e-3), []
+    for _ in range(60):
+        losses.append(loss(student, 1))
+        losses[-1].backward()
+        opt.step()
+        opt.zero_grad()
+    assert losses[0] > 1e-6 and losses[-1] < 0.7 * losses[0]
+
+
+def test_a_student_that_cannot_be_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="needs both teacher and steps, got 'it' and 0"):
+        train.Arguments(teacher="it").check()
+    with pytest.raises(ValueError, match="needs both teacher and steps, got '' and 4"):
+        train.Arguments(steps=4).check()
+    with pytest.raises(ValueError, match="must divide the 16 of its teacher, got 5"):
+        train.Arguments(teacher="it", steps=5).check()
+    with pytest.raises(ValueError, match="plain or has a memory, got 'levels'"):
+        train.Arguments(teacher="it", steps=4, variant="levels").check()
+    teacher = str(evaluate.Path(__file__).parent.parent / "data/serial/models/ladder-trail-1-memory-x1-s0")
+    with pytest.raises(ValueError, match="layers of a student is that of its teacher, 1, got 2"):
+        train.train(tmp_path, train.Arguments(layers=2, variant="memory", teacher=teacher, steps=4))
+
+
+def test_a_student_begins_as_its_teacher_and_is_measured_with_its_own_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CHUNK", 32)
+    monkeypatch.setattr(train, "validate", lambda *_: {})
+    monkeypatch.setattr(train, "TAUGHT", 2)
+    monkeypatch.setattr(evaluate, "PASSES", 1)
+    folder = evaluate.Path(__file__).parent.parent / "data/serial/models/ladder-trail-1-memory-x1-s0"
+    args = train.Arguments(variant="memory", teacher=str(folder), steps=2, samples=32, batch=16, rate=1e-12)
+    train.train(tmp_path / "run", args)
+    _, codec, student = train.load_run(tmp_path / "run")
+    assert plan.name_of(args) == "ladder-trail-1-memory-x1-s0-n32-to2"
+    for name, value in train.load_run(folder)[2].state_dict().items():
+        assert torch.allclose(student.state_dict()[name], value, atol=1e-6), name
+    rows = evaluate.curves(student, codec, args, "validation", 2)
+    assert {(row["sampler"], row["steps"]) for row in rows} == {("uniform", 2), ("parallel", 1)}
+
+
 @pytest.mark.slow
 def test_training_resumes_bit_by_bit_and_refuses_other_arguments(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "CHUNK", 32)
@@ -438,6 +493,34 @@ def test_verdicts_follow_the_rules():
     assert index["n"] == 3 and index["value"] == pytest.approx(0.5 / 5 / 0.2) and index["at"] == 1
 
 
+def student(seed, steps, value, **more):
+    """A record of a student that decides right at `value` of every length."""
+    one = recorded(seed, 0.0, first=value - 0.01 * seed, **more)
+    args = train.Arguments(seed=seed, teacher=f"anywhere/teacher-s{seed}", steps=steps)
+    curves = [row for row in one["curves"] if row["steps"] == steps and row["sampler"] == "uniform"]
+    return one | dict(arguments=asdict(args), curves=curves)
+
+
+def test_what_a_student_loses_follows_the_rules(tmp_path):
+    def told(gain, values, seeds=3):
+        folder = tmp_path / f"{gain} {values} {seeds}"
+        for seed in range(seeds):
+            evaluate.write(folder / "long" / f"teacher-s{seed}.json", recorded(seed, gain))
+            for steps, value in values.items():
+                evaluate.write(folder / "few" / f"student-s{seed}-to{steps}.json", student(seed, steps, value))
+        return verdict.compressed(folder / "few", folder / "long")
+
+    kept, lost = sorted(told(0.5, {1: 0.35, 4: 0.79}), key=lambda row: row["lost"]["value"])
+    assert (kept["steps"], kept["verdict"], lost["steps"], lost["verdict"]) == (4, "not supported", 1, "supported")
+    reach = {name: 8 * (share + 0.01 - 0.2) / 0.8 for name, share in dict(first=0.3, long=0.8).items()}
+    assert {name: lost[name]["value"] for name in reach} == pytest.approx(reach)
+    assert lost["lost"]["value"] == pytest.approx(8 * (0.81 - 0.35) / 0.8) and lost["lost"]["n"] == 3
+    assert lost["won"]["value"] == pytest.approx(8 * 0.04 / 0.8)
+    assert told(0.0, {1: 0.3})[0]["verdict"] == "no room"
+    assert told(0.5, {1: 0.35}, seeds=2)[0]["verdict"] == "no room"
+    assert told(0.5, {1: 0.72})[0]["verdict"] == "undecided"
+
+
 def test_the_rules_in_words_are_the_rules_in_code():
     rules = yaml.safe_load((evaluate.Path(__file__).parent.parent / "data/serial/rules.yaml").read_text())
     words = " ".join(map(str, rules["claims"]["steps_add_serial_computation"].values()))
@@ -447,4 +530,8 @@ def test_the_rules_in_words_are_the_rules_in_code():
         f"after {verdict.END} steps" in rules["measures"]["end"]
         and f"mean of {evaluate.PASSES} " in rules["measures"]["parallel"]
     )
-    plan.planned(evaluate.Path(__file__).parent.parent / "data/serial/plan.yaml")
+    words = " ".join(map(str, rules["claims"]["compressing_the_steps_costs_reach"].values()))
+    assert f"{verdict.LOST:.1f} length" in words and words.count(f"{verdict.KEPT:.2f}"[1:]) == 2
+    assert train.TAUGHT == 16 and "sixteen steps" in words and f"after {verdict.END} steps" in words
+    for name in ("plan.yaml", "students/plan.yaml"):
+        assert plan.planned(evaluate.Path(__file__).parent.parent / "data/serial" / name)

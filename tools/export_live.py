@@ -25,9 +25,9 @@ import cosutils as cos
 from cosutils.mini import text, world
 from cosutils.mini.codec import PatchCodec
 from cosutils.mini.model import SHIFT, condition
-from cosutils.serial import evaluate
 from cosutils.serial import model as serial_model
 from cosutils.serial import puzzles as serial
+from cosutils.serial import train
 
 DATA = pathlib.Path(__file__).resolve().parents[1] / "data"
 MINI = {"cos-mini-shallow": "three blocks", "cos-mini": "ten blocks"}
@@ -311,7 +311,7 @@ def models() -> Iterable[tuple[str, dict]]:
         frames = 1 + (world.FRAMES - 1) // pipe.vae.config.scale_factor_temporal
         yield name, model_facts(pipe.transformer, pipe.vae, still, frames, text.MAX_LENGTH, SHIFT)
     for name in SERIAL:
-        _, codec, transformer = evaluate.load_run(DATA / "serial" / "models" / name)
+        _, codec, transformer = train.load_run(DATA / "serial" / "models" / name)
         boards = np.arange(len(serial.COLOURS), dtype=np.uint8)[:, None, None, None]
         still = serial_model.encode(codec, boards)[:, :, 0, 0, 0]
         yield name, model_facts(transformer, codec, still, 3, 1, serial_model.SHIFT)

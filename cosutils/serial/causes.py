@@ -23,9 +23,10 @@ from ..measures.probes import auc
 from ..mini.memory import RememberingWan
 from ..pipelines.schedule import flow_sigmas
 from . import puzzles as world
-from .evaluate import facts_of, load_run, write
+from .evaluate import facts_of, write
 from .model import SHIFT, condition, embed, encode, hasten
 from .sampling import noise_for, shares, steps_of
+from .train import load_run
 
 __all__ = ["dependence", "mistaken", "recovery", "verifier"]
 

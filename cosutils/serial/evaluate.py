@@ -17,14 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
-from safetensors.torch import load_file
 
 from .._files import read_json, sha256, write_text
 from ..metrics import rate_interval
 from . import puzzles as world
 from .model import LoopedWan, build_pipeline, embed, hasten
 from .sampling import parallel, read, staircase, steps_of
-from .train import LOOPS, Arguments, build
+from .train import LOOPS, Arguments, load_run
 
 __all__ = [
     "STEPS",
@@ -34,21 +33,12 @@ __all__ = [
     "facts_of",
     "horizon",
     "load_pipeline",
-    "load_run",
     "record",
     "write",
 ]
 
 STEPS = (1, 2, 4, 8, 16, 32)
 PASSES = 8  # of the parallel baseline
-
-
-def load_run(folder: Path):
-    """Arguments, codec and transformer of a finished run, or of a shipped one (float16 weights)."""
-    args = Arguments(**read_json(folder / "arguments.json"))
-    codec, transformer = build(args)
-    transformer.load_state_dict({k: v.float() for k, v in load_file(folder / "weights.safetensors").items()})
-    return args, codec, transformer.eval()
 
 
 def load_pipeline(folder: Path) -> WanImageToVideoPipeline:
@@ -71,9 +61,11 @@ def curves(transformer, codec, args: Arguments, split: str, each: int, steps=STE
     decision, exact: rate with its Wilson interval. cells: mean share of right cells among those that change.
     first, corrected, spoiled: the first estimate is right / wrong and the last right / right and the last
     wrong. alive: mean number of candidates alive at the first step and at the last. A looped model is
-    measured at 1, 2, 4 and 8 loops, one with a noise level a row also with rows that end one after the other.
+    measured at 1, 2, 4 and 8 loops, one with a noise level a row also with rows that end one after the other, a
+    student with its own number of steps.
     """
     embeds, rows = embed(), []
+    steps = (args.steps,) if args.teacher else steps
     depths = [k for k in LOOPS if k in (1, 2, 4, 8)] if isinstance(transformer, LoopedWan) else [None]
     samplers = {"uniform": steps_of} | ({"staircase": staircase} if args.variant == "levels" else {})
     for length in world.lengths(args.task):

@@ -28,11 +28,12 @@ PLAN = Path("data/serial/plan.yaml")
 
 def name_of(args: Arguments) -> str:
     """The folder of a run, such as ladder-trail-1-memory-x1-s0; with the number of films where it is not the
-    usual one.
+    usual one, and the number of steps of a student.
     """
     depth = f"{args.layers}{'loops' if args.loops else ''}"
     longer = "" if args.samples == Arguments.samples else f"-n{args.samples}"
-    return f"{args.task}-{args.film}-{depth}-{args.variant}-x{args.scale:g}-s{args.seed}{longer}"
+    few = f"-to{args.steps}" if args.teacher else ""
+    return f"{args.task}-{args.film}-{depth}-{args.variant}-x{args.scale:g}-s{args.seed}{longer}{few}"
 
 
 def planned(path: Path = PLAN) -> list[Arguments]:

@@ -11,11 +11,16 @@ variables MALLOC_MMAP_THRESHOLD_=1073741824 and MALLOC_TRIM_THRESHOLD_=429496729
 Variants: plain (flow matching) · memory (self-conditioned: half of the samples see the estimate of a first
 pass) · levels (half of the samples have a noise level for each row of each frame) · rollout (half of the
 states are the model's own, two Euler steps from noise) · once (trained at sigma = 1 only: the best one pass).
+
+With `--teacher data/serial/models/<run> --steps 4` a student of four steps is trained instead. It begins with
+the weights of that run and learns where sixteen steps of it arrive (progressive distillation in one stage:
+Salimans & Ho, arXiv 2202.00512).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from copy import deepcopy
@@ -26,29 +31,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 
 from .._check import whole
 from .._files import read_json, read_log, writable_folder, write, write_json, write_text
+from ..mini.memory import RememberingWan
 from ..mini.model import optimizers
-from ..pipelines.schedule import shifted
+from ..pipelines.schedule import flow_sigmas, shifted
 from . import puzzles as world
 from .model import SHIFT, LoopedWan, build_codec, build_transformer, condition, embed, encode, hasten
-from .sampling import read
+from .sampling import read, steps_of
 
-__all__ = ["VARIANTS", "Arguments", "build", "train"]
+__all__ = ["TAUGHT", "VARIANTS", "Arguments", "build", "load_run", "train"]
 
 VARIANTS = ("plain", "memory", "levels", "rollout", "once")
 CHUNK = 8192  # films between two checkpoints; data and noise are a pure function of (seed, chunk)
 PURE = 0.2  # share of draws at sigma = 1
 LOOPS = range(1, 9)
+TAUGHT = 16  # steps of a teacher's run
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a training is determined by."""
+    """What a training is determined by.
+
+    teacher, steps: folder of a run and the number of steps of a student of it, which begins with its weights. The
+    student's task, film and sizes are those of its teacher.
+    """
 
     task: str = "ladder"
     film: str = "trail"
@@ -62,6 +74,8 @@ class Arguments:
     rate: float = 3e-3
     width: int = 64
     heads: int = 2
+    teacher: str = ""
+    steps: int = 0
 
     def check(self) -> None:
         world.lengths(self.task)
@@ -78,6 +92,12 @@ class Arguments:
             raise ValueError(f"batch must divide {CHUNK}, got {self.batch}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width must be a multiple of twice the {self.heads} heads, got {self.width}")
+        if bool(self.teacher) != bool(self.steps):
+            raise ValueError(f"a student needs both teacher and steps, got {self.teacher!r} and {self.steps}")
+        if self.teacher and (self.loops or self.variant not in ("plain", "memory")):
+            raise ValueError(f"a student is plain or has a memory, got {self.variant!r}, loops {self.loops}")
+        if self.teacher and (self.steps < 1 or TAUGHT % self.steps):
+            raise ValueError(f"steps of a student must divide the {TAUGHT} of its teacher, got {self.steps}")
         for name in ("scale", "rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
@@ -89,6 +109,25 @@ def build(args: Arguments):
     torch.manual_seed(args.seed)
     transformer = build_transformer(args.layers, args.variant, args.loops, args.width, args.heads, args.scale)
     return build_codec(args.scale, films), transformer
+
+
+def load_run(folder: Path):
+    """Arguments, codec and transformer of a finished run, or of a shipped one (float16 weights)."""
+    args = Arguments(**read_json(folder / "arguments.json"))
+    codec, transformer = build(args)
+    transformer.load_state_dict({k: v.float() for k, v in load_file(folder / "weights.safetensors").items()})
+    return args, codec, transformer.eval()
+
+
+def tutor(args: Arguments) -> WanTransformer3DModel:
+    """The teacher of a student. ValueError where it was trained on something else, or is of another size."""
+    theirs, _, transformer = load_run(Path(args.teacher))
+    for name in ("task", "film", "layers", "loops", "variant", "scale", "width", "heads"):
+        if getattr(theirs, name) != getattr(args, name):
+            raise ValueError(
+                f"{name} of a student is that of its teacher, {getattr(theirs, name)!r}, got {getattr(args, name)!r}"
+            )
+    return hasten(transformer)
 
 
 def chunk(args: Arguments, number: int) -> np.ndarray:
@@ -145,13 +184,32 @@ def loss_of(args: Arguments, model, x0: torch.Tensor, given: torch.Tensor, words
     return ((call(x, s, **more) - target).square() * weight).mean()
 
 
+def loss_of_student(args: Arguments, model, teacher, x1: torch.Tensor, given: torch.Tensor, words: torch.Tensor):
+    """Mean squared error of a whole run of the student, each step against where the teacher's run from the noise x1
+    (B, 2, 3, 10, 10) arrives; with a memory, the student sees what it estimated a step before.
+    """
+    run = list(steps_of(teacher, x1, given, words[:1], TAUGHT))
+    states = [x for _, x, _ in run[:: TAUGHT // args.steps]] + [run[-1][2]]
+    sigmas = flow_sigmas(args.steps, SHIFT).tolist()
+    memory, loss = torch.zeros_like(x1), x1.new_zeros(())
+    for (x, goal), (s, s_next) in zip(itertools.pairwise(states), itertools.pairwise(sigmas), strict=True):
+        more = {"memory": memory} if isinstance(model, RememberingWan) else {}
+        level = x.new_full((len(x),), s * 1000)
+        v = model(torch.cat([x, given], 1), level, words, return_dict=False, **more)[0].float()
+        loss = loss + (v - (x - goal) / (s - s_next)).square().mean() / args.steps
+        memory = x - s * v
+    return loss
+
+
 def average(averaged, current, count):
     """Exponential moving average of the weights that starts fast."""
     torch._foreach_lerp_(averaged, current, 1 - min(0.998, (1 + int(count)) / (10 + int(count))))
 
 
 def validate(args: Arguments, model, codec, embeds, count: int = 256) -> dict[str, list[float]]:
-    """Decision accuracy with 1 and 4 steps on validation puzzles, by length (a looped model: all loops), on the CPU."""
+    """Decision accuracy with 1 and 4 steps (a student: with its own) on validation puzzles, by length (a looped
+    model: all loops), on the CPU.
+    """
     model = deepcopy(model).cpu().eval()
     if isinstance(model, LoopedWan):
         model.loops = LOOPS[-1]
@@ -159,7 +217,7 @@ def validate(args: Arguments, model, codec, embeds, count: int = 256) -> dict[st
     for length in list(world.lengths(args.task))[1::2]:
         sample = world.take(args.task, "validation", length, count)[0]
         rows[str(length)] = [round(float(read(model, codec, sample, args.film, embeds, steps).right[-1].mean()), 3)
-                             for steps in (1, 4)]  # fmt: skip
+                             for steps in ((args.steps,) if args.teacher else (1, 4))]  # fmt: skip
     return rows
 
 
@@ -177,6 +235,9 @@ def train(out: Path, args: Arguments, device: str = "cpu") -> None:
     if (out / "weights.safetensors").is_file():
         return
     codec, model = build(args)
+    teacher = tutor(args).to(device) if args.teacher else None
+    if teacher is not None:
+        model.load_state_dict(teacher.state_dict())
     hasten(model).to(device).train()
     mean = AveragedModel(model, multi_avg_fn=average)
     opts, done = optimizers(model), 0
@@ -207,7 +268,11 @@ def train(out: Path, args: Arguments, device: str = "cpu") -> None:
             if isinstance(model, LoopedWan):
                 model.loops = int(torch.randint(LOOPS[0], LOOPS[-1] + 1, (), generator=draws))
             with sdpa_kernel(SDPBackend.MATH):
-                loss = loss_of(args, model, x0, condition(codec, x0), words, draws)
+                if teacher is None:
+                    loss = loss_of(args, model, x0, condition(codec, x0), words, draws)
+                else:
+                    x1 = torch.randn(x0.shape, generator=draws).to(device)
+                    loss = loss_of_student(args, model, teacher, x1, condition(codec, x0), words)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for opt in opts:

@@ -3,7 +3,8 @@ verdicts, the index.
 
     python -m cosutils.serial.verdict --records data/serial/validation
 
-prints the table of `data/serial/README.md` and writes `<records>/summary.json`.
+prints the table of `data/serial/README.md` and writes `<records>/summary.json`. With
+`--students data/serial/students/report` it prints what students lose against their teachers in `--records` instead.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ __all__ = [
     "best",
     "by_depth",
     "cells",
+    "compressed",
     "decided",
     "flips",
     "groups",
@@ -39,7 +41,9 @@ __all__ = [
 ]
 
 END, LEAST, ROOM, GAIN, SURE = 32, 3, 0.5, 0.2, 0.1  # steps, seeds, one pass at most, gain at least, lower end above
+LOST, KEPT = 1.0, 0.5  # lengths that a student loses at least, and what is surely lost or surely not
 KEY = ("task", "film", "depth", "variant", "scale", "samples")
+STAIRCASE = "levels, staircase"  # those models with rows that are denoised one after the other
 DEPTHS, INDEX_STEPS = 3, (1, 2, 4, 8)  # depths at least; steps of its slope
 
 
@@ -116,9 +120,15 @@ def judge(records: list[dict], sampler: str = "uniform") -> dict:
     return dict(seeds=len(records), lengths=rows, reach=reach, verdict=verdict)
 
 
+def _reach(one: dict, steps: int, sampler: str = "uniform") -> float:
+    """The horizon of a record after as many steps."""
+    return horizon(list(_decisions(one, sampler)[steps].values()), one["chance"])
+
+
 def index(
-    found: dict[tuple, list[dict]], task: str, film: str, variant: str, scale: float, samples: int
-) -> dict | None:
+    found: dict[tuple, list[dict]], task: str, film: str, variant: str, scale: float, samples: int,
+    sampler: str = "uniform",
+) -> dict | None:  # fmt: skip
     """CoS index of the shallowest untied depth of one variant, over the seeds that all its depths share; None
     below the three depths and three shared seeds that `rules.yaml` asks for.
     """
@@ -132,8 +142,7 @@ def index(
         return None
 
     def reach(seed: int, depth: int, steps: int) -> float:
-        one = by_seed[depth][seed]
-        return horizon(list(_decisions(one, "uniform")[steps].values()), one["chance"])
+        return _reach(by_seed[depth][seed], steps, sampler)
 
     least = min(depths)
     values = [
@@ -148,14 +157,50 @@ def summary(records: list[dict]) -> dict:
     found = groups(records)
     rows = []
     for key, ones in found.items():
-        what = dict(zip(KEY, key, strict=True))
-        rows.append(what | judge(ones))
-        if what["variant"] == "levels":
-            rows.append(what | {"variant": "levels, staircase"} | judge(ones, "staircase"))
+        group = dict(zip(KEY, key, strict=True))
+        rows.append(group | judge(ones))
+        if group["variant"] == "levels":
+            rows.append(group | {"variant": STAIRCASE} | judge(ones, "staircase"))
     kinds = sorted({key[:2] + key[3:] for key in found})
     named = KEY[:2] + KEY[3:]
-    indices = [dict(zip(named, kind, strict=True), **value) for kind in kinds if (value := index(found, *kind))]
+    indices = []
+    for kind in kinds:
+        what: dict[str, Any] = dict(zip(named, kind, strict=True))
+        read = {what["variant"]: "uniform"} | ({STAIRCASE: "staircase"} if what["variant"] == "levels" else {})
+        for variant, sampler in read.items():
+            if value := index(found, sampler=sampler, **what):
+                indices.append(what | {"variant": variant} | value)
     return dict(groups=rows, cos_index=indices)
+
+
+def compressed(students: Path, teachers: Path) -> list[dict]:
+    """What students lose against their teachers, one row for each kind of student; both folders hold records of
+    one split.
+
+    first, same, long: reach of the teachers after one step, after as many as the student has, and after `END`; student:
+    reach of the students; lost: long minus student; won: student minus same. All are means over the teachers, with
+    Student's interval. Lost is *no room* where the teachers' own steps do not surely add serial computation.
+    """
+    kinds: dict[tuple, list[tuple[dict, dict]]] = defaultdict(list)
+    for one in load_records(students):
+        args = one["arguments"]
+        teacher = read_json(teachers / f"{Path(args['teacher']).name}.json")
+        kinds[tuple(args[k] for k in ("task", "film", "layers", "variant", "steps"))].append((one, teacher))
+    rows = []
+    for (task, film, layers, variant, steps), pairs in sorted(kinds.items()):
+        long, same, first = (np.array([_reach(t, k) for _, t in pairs]) for k in (END, steps, 1))
+        student = np.array([_reach(s, steps) for s, _ in pairs])
+        told = dict(first=first, same=same, long=long, student=student, lost=long - student, won=student - same)
+        values = {name: over_trainings(row) for name, row in told.items()}
+        lost, verdict = values["lost"], "undecided"
+        if judge([t for _, t in pairs])["verdict"] != "supported":
+            verdict = "no room"
+        elif len(pairs) >= LEAST and lost["value"] >= LOST and lost["low"] > KEPT:
+            verdict = "supported"
+        elif len(pairs) >= LEAST and lost["high"] < KEPT:
+            verdict = "not supported"
+        rows.append(dict(task=task, film=film, layers=layers, variant=variant, steps=steps, verdict=verdict, **values))
+    return rows
 
 
 def best(row: dict) -> dict | None:
@@ -234,10 +279,24 @@ def flips(folder: Path, layers: int, variant: str, length: int) -> dict[str, lis
     return {state: [(sigma, float(np.mean(values))) for sigma, values in line.items()] for state, line in rows.items()}
 
 
+def shown(value) -> str:
+    """A cell of a table: a number with its interval, or a word."""
+    if not isinstance(value, dict):
+        return str(value)
+    return f"{value['value']:.2f}" + (f" [{value['low']:.2f}, {value['high']:.2f}]" if "low" in value else "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, default=Path("data/serial/validation"))
-    folder = parser.parse_args().records
+    parser.add_argument("--students", type=Path, help="records of students of those in --records")
+    given = parser.parse_args()
+    folder = given.records
+    if given.students:
+        names = ("task", "layers", "variant", "steps", "first", "same", "long", "student", "lost", "won", "verdict")
+        rows = [[shown(row[name]) for name in names] for row in compressed(given.students, folder)]
+        print(tabulate(rows, names, tablefmt="github", disable_numparse=True))
+        return
     judged = summary(load_records(folder))
     write_json(folder / "summary.json", judged)
     head, rows = cells(judged)
