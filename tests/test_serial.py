@@ -376,15 +376,15 @@ class Echo:
 
 
 def test_exchanged_states_move_an_echo_and_not_a_denoiser_that_knows(codec, ladder):
-    embeds = model.embed()
-    for row in causes.dependence(Knows(codec, ladder.film("answer")), codec, ladder, "answer", embeds, 3):
+    asked = causes.posed(codec, ladder, "answer")
+    for row in causes.dependence(Knows(codec, ladder.film("answer")), asked, 3):
         assert all(row[name]["flips"] == 0 and row[name]["right"] == 1 for name in ("own", "truth", "other", "noise"))
-    rows = causes.dependence(Echo(), codec, ladder, "answer", embeds, 8)
+    rows = causes.dependence(Echo(), asked, 8)
     assert rows[-1]["truth"]["right"] == 1 and min(row["noise"]["moved"] for row in rows) > 0.1
 
 
 def test_what_a_memory_holds_is_exchanged_too(codec, ladder):
-    rows = causes.dependence(build("memory").eval(), codec, ladder, "trail", model.embed(), 3)
+    rows = causes.dependence(build("memory").eval(), causes.posed(codec, ladder, "trail"), 3)
     assert {"memory", "none"} <= rows[0].keys() and rows[0]["none"]["moved"] > 0
 
 
@@ -393,9 +393,10 @@ def test_an_injected_mistake_stays_with_an_echo_and_is_mended_by_one_that_knows(
     assert (
         (wrong != ladder.answer).all() and (films[:, 0] == ladder.first).all() and (films != ladder.film("trail")).any()
     )
-    knows = causes.recovery(Knows(codec, ladder.film("trail")), codec, ladder, "trail", model.embed(), 4)
+    asked = causes.posed(codec, ladder, "trail")
+    knows = causes.recovery(Knows(codec, ladder.film("trail")), asked, 4)
     assert all(row["right"] == 1 and row["kept"] == 0 for row in knows) and len(knows) == 3
-    echo = causes.recovery(Echo(), codec, ladder, "trail", model.embed(), 64)
+    echo = causes.recovery(Echo(), asked, 64)
     assert echo[-1]["kept"] == 1 and echo[-1]["right"] == 0
 
 
@@ -420,7 +421,7 @@ def test_the_verifier_tells_fixed_points_from_guesses(codec):
             x0 = second if self.calls % 2 else first
             return ((entry[:, :2] - x0) / (timestep / 1000).view(-1, 1, 1, 1, 1),)
 
-    found = causes.verifier(Guesses(), codec, ladder, "answer", model.embed(), 2)
+    found = causes.verifier(Guesses(), causes.posed(codec, ladder, "answer"), 2)
     assert found["right"] == 0.5 and found["auroc"] == 1 and found["returns_right"] == 1 and found["returns_wrong"] < 1
 
 

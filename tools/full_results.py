@@ -33,12 +33,14 @@ TRAININGS = tuple(f"{kind}_seed{seed}" for kind in ("longer", "memory") for seed
 PRESETS = ("full", "shallow", "longer", "memory", *TRAININGS)
 PLAIN = ("cos-mini", "cos-mini-shallow", "cos-mini-two", "cos-mini-longer", "cos-mini-memory")
 MODELS = dict.fromkeys(PLAIN, "1 4 20") | {"cos-mini-student": "4"}  # numbers of steps that are scored
+STUDENTS = "data/serial/students"
 COMMANDS: dict[str, list[list[str]]] = {  # name of a job -> modules and their arguments, one after the other
     **{
         f"scores/{model}": [["cosutils.training.evaluate", model, "--puzzles", "200", "--steps", *steps.split()]]
         for model, steps in MODELS.items()
     },
     "horizon": [["cosutils.measures.horizon"]],
+    "causes": [["cosutils.measures.causes", "--again"]],
     "calibration": [["cosutils.report.calibration", "--again"]],
     **{
         f"serial/{split}": [
@@ -47,7 +49,11 @@ COMMANDS: dict[str, list[list[str]]] = {  # name of a job -> modules and their a
         ]
         for split, options in {"validation": [], "report": ["--report"]}.items()
     },
-    "serial/causes": [["cosutils.serial.causes"]],
+    "serial/causes": [["cosutils.serial.causes"], ["cosutils.serial.causes", "--report"]],
+    "serial/students": [
+        ["cosutils.serial.evaluate", "--again", "--runs", f"{STUDENTS}/models", "--out", STUDENTS, *options]
+        for options in ([], ["--report"])
+    ],
 }
 UNKNOWN = 600.0  # seconds, for a job that was never timed
 

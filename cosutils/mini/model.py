@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,19 @@ from .codec import PatchCodec
 from .memory import RememberingWan
 from .tasks.base import Sample
 
-__all__ = ["SHIFT", "build_pipeline", "build_transformer", "condition", "films_of", "generate", "optimizers", "teach"]
+__all__ = [
+    "SHIFT",
+    "build_pipeline",
+    "build_transformer",
+    "condition",
+    "decode",
+    "films_of",
+    "generate",
+    "noise_of",
+    "optimizers",
+    "steps_of",
+    "teach",
+]
 
 SHIFT = 5.0  # timestep shift of sampling, as in the paper
 
@@ -66,19 +78,47 @@ def condition(codec: PatchCodec, latents: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def generate(transformer, noise: torch.Tensor, given: torch.Tensor, embeds: torch.Tensor, steps: int) -> torch.Tensor:
-    """Euler sampling of many *different* pictures in one batch, which the stock pipeline cannot take.
+def steps_of(
+    transformer, x: torch.Tensor, given: torch.Tensor, embeds: torch.Tensor, steps: int, first: int = 0,
+    memory: torch.Tensor | None = None, shift: float = SHIFT,
+) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:  # fmt: skip
+    """Euler sampling of many *different* pictures in one batch, which the stock pipeline cannot take; yields sigma, x_s
+    and x0hat = x_s - sigma v of every step.
 
-    noise: (B, C, F, H, W); given: `condition`; embeds: (B, 16, 64). Returns final latents. A test holds it equal to the
-    pipeline without guidance. [paper, Eq. 1: v = x1 - x0]
+    x: (B, C, F, H, W), noise, or the state of step `first`; given: `condition`; embeds: (B or 1, L, D). memory: what a
+    transformer that sees its last estimate has estimated a step before `first`, default nothing. The last x0hat is the
+    film, because the schedule ends at 0. A test holds it equal to the pipeline without guidance. [paper, Eq. 1]
     """
-    sigmas = flow_sigmas(steps, SHIFT).tolist()
-    x = noise
-    for s, s_next in itertools.pairwise(sigmas):
-        entry, t = torch.cat([x, given], 1), x.new_full((len(x),), s * 1000)
-        v = transformer(entry, t, embeds, return_dict=False)[0]
-        x = x + (s_next - s) * v.float()
-    return x
+    sigmas = flow_sigmas(steps, shift).tolist()
+    if isinstance(transformer, RememberingWan):
+        transformer.forget()
+        if memory is not None:
+            transformer.remember(memory, sigmas[first - 1])
+    for s, s_next in itertools.pairwise(sigmas[first:]):
+        level, words = x.new_full((len(x),), s * 1000), embeds.expand(len(x), -1, -1)
+        v = transformer(torch.cat([x, given], 1), level, words, return_dict=False)[0].float()
+        yield s, x, x - s * v
+        x = x + (s_next - s) * v
+
+
+def generate(transformer, noise: torch.Tensor, given: torch.Tensor, embeds: torch.Tensor, steps: int) -> torch.Tensor:
+    """Final latents of `steps_of`, (B, C, F, H, W)."""
+    *_, (_, _, x0) = steps_of(transformer, noise, given, embeds, steps)
+    return x0
+
+
+def noise_of(seeds: Iterable[int], shape: Sequence[int], seed: int = 0) -> torch.Tensor:
+    """Starting noise (n, *shape): a function of the noise seed and of each puzzle's seed, whatever the batch."""
+    streams = [torch.Generator().manual_seed((seed * 1_000_003 + int(one)) % 2**63) for one in seeds]
+    return torch.stack([torch.randn(*shape, generator=stream) for stream in streams])
+
+
+@torch.no_grad()
+def decode(codec: PatchCodec, x0: torch.Tensor) -> np.ndarray:
+    """Video (n, T, H, W, 3) in [0, 1] of normalised latents (n, C, F, H, W)."""
+    scale = torch.tensor(codec.config.latents_std).view(1, -1, 1, 1, 1)
+    video = (codec.decode(x0 * scale).sample + 1) / 2
+    return video.clamp(0, 1).permute(0, 2, 3, 4, 1).numpy()
 
 
 @torch.no_grad()
@@ -96,20 +136,17 @@ def films_of(
     """
     steps, batch = whole(steps, "the number of steps", least=1), whole(batch, "batch", least=1)
     codec, device = pipe.vae, pipe.transformer.device
-    std = torch.tensor(codec.config.latents_std)[:, None, None, None]
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
         latents = codec.encode_ids(torch.from_numpy(np.stack([s.ids for s in part])))
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + s.seed) for s in part]
-        noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
+        noise = noise_of([s.seed for s in part], latents.shape[1:], seed)
         embeds = text.embed(pipe.tokenizer, pipe.text_encoder, [s.prompt for s in part])
         noise, given, embeds = noise.to(device), condition(codec, latents).to(device), embeds.to(device)
         final = generate(pipe.transformer, noise, given, embeds, steps)
         if not torch.isfinite(final).all():
             broken = next(s for s, film in zip(part, final, strict=True) if not torch.isfinite(film).all())
             raise ValueError(f"the film of {broken.task} {broken.seed} is not finite: the model's weights are damaged")
-        films = codec.decode(final.cpu().float() * std).sample
-        yield from ((films + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1).numpy()
+        yield from decode(codec, final.cpu().float())
 
 
 @torch.no_grad()

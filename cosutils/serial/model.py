@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..mini import text
 from ..mini.codec import PatchCodec
 from ..mini.memory import RememberingWan
-from ..mini.model import condition
+from ..mini.model import condition, decode
 from ..pipelines.schedule import ExactEulerScheduler
 from . import puzzles as world
 
@@ -113,14 +113,6 @@ def encode(codec: PatchCodec, films: np.ndarray) -> Tensor:
     drawn films.
     """
     return _cells(codec)[torch.from_numpy(films).long()].permute(0, 4, 1, 2, 3).contiguous()
-
-
-@torch.no_grad()
-def decode(codec: PatchCodec, x0: Tensor) -> np.ndarray:
-    """Video (n, 9, 80, 80, 3) in [0, 1] of normalised latents (n, 2, 3, 10, 10)."""
-    scale = torch.tensor(codec.config.latents_std).view(1, -1, 1, 1, 1)
-    video = (codec.decode(x0 * scale).sample + 1) / 2
-    return video.clamp(0, 1).permute(0, 2, 3, 4, 1).numpy()
 
 
 def build_transformer(layers: int, variant: str = "plain", loops: bool = False, width: int = 64, heads: int = 2,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..mini.memory import RememberingWan
-from ..pipelines.schedule import flow_sigmas, shifted
+from ..mini import model
+from ..mini.model import noise_of
+from ..pipelines.schedule import shifted
 from . import puzzles as world
 from .model import CHANNELS, SHIFT, _cells, condition, encode
 
@@ -22,34 +22,16 @@ def noise_for(puzzles: world.Puzzles, seed: int = 0) -> Tensor:
     """Starting noise (n, 2, 3, 10, 10): a pure function of the noise seed and of each puzzle's seed, batch or
     not.
     """
-    shape = CHANNELS, 3, world.CELLS, world.CELLS
-    streams = [torch.Generator().manual_seed((seed * 1_000_003 + int(s)) % 2**63) for s in puzzles.seed]
-    return torch.stack([torch.randn(shape, generator=g) for g in streams])
+    return noise_of(puzzles.seed, (CHANNELS, 3, world.CELLS, world.CELLS), seed)
 
 
-@torch.no_grad()
 def steps_of(
-    transformer, noise: Tensor, given: Tensor, embeds: Tensor, steps: int, edit=None
+    transformer, noise: Tensor, given: Tensor, embeds: Tensor, steps: int
 ) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """Euler sampling of different pictures in one batch; yields sigma, x_s and x0hat = x_s - sigma v of every
-    step.
-
-    edit: a function (step, sigma, x, last x0hat or None) -> x, called before every forward. The last x0hat is
-    the final film, because the schedule ends at 0. A test holds it equal to the stock pipeline. [paper, Eq.
-    1]
+    """Euler sampling of different pictures in one batch at the testbed's noise levels; yields sigma, x_s and x0hat of
+    every step: see `mini.model.steps_of`.
     """
-    sigmas = flow_sigmas(steps, SHIFT).tolist()
-    if isinstance(transformer, RememberingWan):
-        transformer.forget()
-    x, x0 = noise, None
-    for step, (s, s_next) in enumerate(itertools.pairwise(sigmas)):
-        if edit is not None:
-            x = edit(step, s, x, x0)
-        v = transformer(torch.cat([x, given], 1), x.new_full((len(x),), s * 1000), embeds.expand(len(x), -1, -1),
-                        return_dict=False)[0].float()  # fmt: skip
-        x0 = x - s * v
-        yield s, x, x0
-        x = x + (s_next - s) * v
+    return model.steps_of(transformer, noise, given, embeds, steps, shift=SHIFT)
 
 
 def shares(codec, puzzles: world.Puzzles, x0: Tensor) -> Tensor:

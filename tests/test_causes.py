@@ -1,0 +1,85 @@
+"""States exchanged, mistakes put in, answers solved again: on models of known mechanism."""
+
+import numpy as np
+import pytest
+import torch
+
+from cosutils.measures import causes
+from cosutils.measures.horizon import KINDS
+from cosutils.mini import known, tasks
+from cosutils.mini.model import build_transformer, steps_of
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def puzzles():
+    return [tasks.rotation.sample(seed) for seed in range(3)]
+
+
+def asked(mechanism, puzzles):
+    pipe = known.pipeline(mechanism, puzzles)
+    return pipe.transformer, causes.posed(pipe, puzzles)
+
+
+def test_a_mistake_is_mended_by_one_that_never_looks_at_the_state_and_kept_by_a_guess(puzzles):
+    decided, guessed = (causes.recovery(*asked(name, puzzles), STEPS) for name in ("one_pass", "guess"))
+    assert [row["step"] for row in decided] == list(range(1, STEPS))
+    assert all(row["right"] == 1 and row["kept"] == 0 for row in decided)
+    assert guessed[-1]["kept"] == 1 and guessed[-1]["right"] == 0
+
+
+def test_the_wrong_film_is_a_possible_one_that_is_not_right(puzzles):
+    _, posed = asked("guess", puzzles)
+    assert not posed.is_right(posed.mistake).any() and posed.is_right(posed.leaders(posed.truth)).all()
+    assert (posed.leaders(posed.wrong) == posed.mistake).all()
+    assert posed.is_right(np.full(3, -1)).tolist() == [False] * 3  # nothing leads
+    right, wrong = posed.noised(posed.truth, 1.0, 0), posed.noised(posed.wrong, 1.0, 0)
+    assert torch.equal(right, wrong) and not torch.equal(right, posed.noise(0))  # of noise that no run has
+
+
+def test_only_what_looks_at_the_state_changes_its_answer_with_it(puzzles):
+    still, moved = (causes.dependence(*asked(name, puzzles), STEPS) for name in ("one_pass", "guess"))
+    assert all(row[name]["flips"] == 0 for row in still for name in ("own", "other", "truth", "noise"))
+    assert moved[-1]["own"]["flips"] == 0 and moved[-1]["truth"]["right"] == 1
+    assert max(row["noise"]["flips"] for row in moved) > 0
+
+
+def test_answers_return_to_one_that_knows_them(puzzles):
+    found = causes.verifier(*asked("one_pass", puzzles), STEPS, 0.9)
+    assert found["right"] == 1 and found["returns_right"] == 1
+    assert found["returns_wrong"] is None and found["auroc"] is None  # no film is wrong
+
+
+def test_a_run_that_begins_later_goes_on_as_the_whole_one_did_memory_included(puzzles):
+    torch.manual_seed(0)
+    _, posed = asked("guess", puzzles)
+    net = build_transformer(layers=1, memory=True).eval()
+    whole = posed.run(net, 4)
+    rest = list(steps_of(net, whole[2][1], posed.given, posed.words, 4, first=2, memory=whole[1][2]))
+    assert len(rest) == 2 and all(torch.equal(a[2], b[2]) for a, b in zip(rest, whole[2:], strict=True))
+    bare = list(steps_of(net, whole[2][1], posed.given, posed.words, 4, first=2))
+    assert not torch.equal(bare[0][2], whole[2][2])
+
+
+def measured(model, after, right, auroc):
+    recovery = [dict(sigma=sigma, right=value) for sigma, value in zip((0.9, 0.5), after, strict=True)]
+    return dict(model=model, task="maze", recovery=recovery, verifier=[dict(right=right, auroc=a) for a in auroc])
+
+
+def test_the_summary_follows_the_rules(monkeypatch):
+    monkeypatch.setattr(causes, "trainings", lambda kind: [KINDS[kind], f"{KINDS[kind]}-seed1", f"{KINDS[kind]}-seed2"])
+    rows = []
+    for seed, name in enumerate(("", "-seed1", "-seed2")):
+        rows.append(measured(KINDS["plain"] + name, (0.58, 0.1 + 0.01 * seed), 0.6, (0.6, 0.72, 0.5)))
+        rows.append(measured(KINDS["memory"] + name, (0.9, 0.9 + 0.02 * seed), 0.92, (None, 0.9, 0.9)))
+    (row,) = causes.sum_up(rows)
+    assert row["plain"]["mended"] == [0.9] and row["memory"]["mended"] == [0.9, 0.5]
+    assert (
+        row["plain"]["verifier"] == "usable" and row["memory"]["verifier"] == "no room" and not row["memory"]["auroc"]
+    )
+    assert row["memory_helps"]["verdict"] == "helps" and row["memory_helps"]["n"] == 3
+    assert causes.sum_up(rows[:-1]) == []  # a training has no partner
+    for k, one in enumerate(rows[::2]):
+        one["verifier"][1]["auroc"] = 0.65 + 0.01 * k
+    assert causes.sum_up(rows)[0]["plain"]["verifier"] == "not usable"
