@@ -38,6 +38,15 @@ def test_the_wrong_film_is_a_possible_one_that_is_not_right(puzzles):
     assert torch.equal(right, wrong) and not torch.equal(right, posed.noise(0))  # of noise that no run has
 
 
+def test_a_puzzle_without_a_wrong_answer_is_refused_and_never_drawn(puzzles):
+    bare = next(one for one in map(tasks.maze.sample, range(200)) if len(one.options) == 1)
+    with pytest.raises(ValueError, match=f"every possible answer of maze {bare.seed} is right"):
+        causes.posed(known.pipeline("guess", puzzles), [bare])
+    drawn = causes._samples("maze", 40)
+    assert len(drawn) == 40 and all(len(one.options) > 1 for one in drawn)
+    assert drawn[-1].seed > drawn[0].seed + 39  # some were left out
+
+
 def test_only_what_looks_at_the_state_changes_its_answer_with_it(puzzles):
     still, moved = (causes.dependence(*asked(name, puzzles), STEPS) for name in ("one_pass", "guess"))
     assert all(row[name]["flips"] == 0 for row in still for name in ("own", "other", "truth", "noise"))

@@ -17,6 +17,7 @@ right answer leads in a share between .2 and .8; elsewhere there is *no room*. T
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,16 +169,29 @@ def verifier(transformer, asked: Posed, steps: int, sigma: float = 0.8, draws: i
 
 
 # ---------------------------------------------------------------- the ten tasks
-def _mistake(sample: tasks.Sample) -> str:
-    """A possible answer that is wrong, the first one after the right answer."""
+def _mistake(sample: tasks.Sample) -> str | None:
+    """A possible answer that is wrong, the first one after the right answer; None where all are right."""
     names = [*sample.options]
-    after = names.index(sample.answer) + 1 if sample.answer in names else 0
-    return next(name for name in names[after:] + names[:after] if name not in sample.films)
+    after = names.index(sample.answer) + 1
+    return next((name for name in names[after:] + names[:after] if name not in sample.films), None)
+
+
+def _samples(task: str, number: int) -> list[tasks.Sample]:
+    """The first puzzles of the sealed seeds that have a wrong answer."""
+    found = (tasks.sample(task, seed) for seed in split.SEALED)
+    return list(itertools.islice((one for one in found if _mistake(one)), number))
 
 
 def posed(pipe: WanImageToVideoPipeline, samples: Sequence[tasks.Sample]) -> Posed:
-    """Puzzles of the ten tasks as the transformer of an embedded pipeline is asked them."""
-    codec, names = pipe.vae, [_mistake(sample) for sample in samples]
+    """Puzzles of the ten tasks as the transformer of an embedded pipeline is asked them.
+
+    ValueError for a puzzle all of whose possible answers are right: no mistake can be made there.
+    """
+    names = [name for name in map(_mistake, samples) if name]
+    if len(names) < len(samples):
+        whole = next(one for one in samples if not _mistake(one))
+        raise ValueError(f"every possible answer of {whole.task} {whole.seed} is right: leave it out")
+    codec = pipe.vae
     truth = codec.encode_ids(torch.from_numpy(np.stack([one.ids for one in samples])))
     films = np.stack([one.possible[name] for one, name in zip(samples, names, strict=True)])
     return Posed(
@@ -246,7 +260,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     facts = dict(command="python -m cosutils.measures.causes", puzzles=args.puzzles, steps=STEPS,
-                 seeds=[split.SEALED.start, split.SEALED.start + args.puzzles])  # fmt: skip
+                 seeds=[split.SEALED.start, split.SEALED.stop])  # fmt: skip
     rows = read_json(args.out)["rows"] if args.out.is_file() else []
     if rows and any(read_json(args.out)[name] != value for name, value in facts.items()):
         parser.error(f"{args.out} is of other puzzles: move it away")
@@ -256,7 +270,7 @@ def main() -> None:
             others = [row for row in rows if (row["model"], row["task"]) != (model, task)]
             if len(others) < len(rows) and not args.again:
                 continue
-            samples = split.draw(task, split.SEALED, args.puzzles)
+            samples = _samples(task, args.puzzles)
             pipe = known.pipeline(model, samples) if is_known else load(model)
             asked = posed(pipe, samples)
             row = dict(model=model, task=task, n=len(samples))
