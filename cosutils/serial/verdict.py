@@ -36,8 +36,10 @@ __all__ = [
     "groups_of",
     "judge",
     "load_records",
+    "mended",
     "summary",
     "usual",
+    "verified",
 ]
 
 END, LEAST, ROOM, GAIN, SURE = 32, 3, 0.5, 0.2, 0.1  # steps, seeds, one pass at most, gain at least, lower end above
@@ -257,11 +259,8 @@ def by_depth(judged: dict, task: str, film: str, variant: str) -> dict[int, dict
     return {depth: found[usual(task, film, depth, variant)] for depth in depths}
 
 
-def flips(folder: Path, layers: int, variant: str, length: int) -> dict[str, list[tuple[float, float]]]:
-    """What was exchanged -> (noise level, how often the leader changed then), mean over the seeds in `folder`.
-
-    FileNotFoundError where `cosutils.serial.causes` measured no such run.
-    """
+def _causes(folder: Path, layers: int, variant: str) -> list[dict]:
+    """Records of `cosutils.serial.causes` of one kind of model. FileNotFoundError where it measured none."""
     found = [
         one
         for one in load_records(folder)
@@ -271,8 +270,38 @@ def flips(folder: Path, layers: int, variant: str, length: int) -> dict[str, lis
         raise FileNotFoundError(
             f"no {variant} runs of {layers} blocks in {folder}: run `python -m cosutils.serial.causes`"
         )
+    return found
+
+
+def mended(folder: Path, layers: int, variant: str, length: int) -> list[tuple[float, dict[str, float | int]]]:
+    """(noise level of a mistake, decision accuracy at the end of the run), mean over the seeds in `folder` with
+    Student's interval. FileNotFoundError where `cosutils.serial.causes` measured no such run.
+    """
+    rows = defaultdict(list)
+    for row in (row for one in _causes(folder, layers, variant) for row in one["recovery"] if row["length"] == length):
+        rows[row["sigma"]].append(row["right"])
+    return [(sigma, over_trainings(values)) for sigma, values in rows.items()]
+
+
+def verified(folder: Path, layers: int, variant: str, length: int) -> dict[float, dict[str, float | int] | None]:
+    """Noise level -> area under the curve of the verifier, mean over the seeds in `folder` with Student's interval;
+    None where all films of a seed are right or all wrong. FileNotFoundError as for `mended`.
+    """
+    rows = defaultdict(list)
+    for row in (row for one in _causes(folder, layers, variant) for row in one["verifier"] if row["length"] == length):
+        rows[row["sigma"]].append(row["auroc"])
+    return {sigma: None if None in values else over_trainings(values) for sigma, values in rows.items()}
+
+
+def flips(folder: Path, layers: int, variant: str, length: int) -> dict[str, list[tuple[float, float]]]:
+    """What was exchanged -> (noise level, how often the leader changed then), mean over the seeds in `folder`.
+
+    FileNotFoundError where `cosutils.serial.causes` measured no such run.
+    """
     rows: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in (row for one in found for row in one["dependence"] if row["length"] == length):
+    for row in (
+        row for one in _causes(folder, layers, variant) for row in one["dependence"] if row["length"] == length
+    ):
         for state, value in row.items():
             if isinstance(value, dict):
                 rows[state][row["sigma"]].append(value["flips"])
