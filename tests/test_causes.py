@@ -47,6 +47,24 @@ def test_a_puzzle_without_a_wrong_answer_is_refused_and_never_drawn(puzzles):
     assert drawn[-1].seed > drawn[0].seed + 39  # some were left out
 
 
+@pytest.mark.parametrize("task", tasks.NAMES)
+def test_a_mistake_keeps_the_given_picture(task):
+    samples = causes._samples(task, 2)
+    posed = causes.posed(known.pipeline("guess", samples), samples)
+    assert torch.equal(posed.wrong[:, :, 0], posed.truth[:, :, 0]) and not torch.equal(posed.wrong, posed.truth)
+    assert not posed.is_right(posed.mistake).any() and (posed.leaders(posed.wrong) == posed.mistake).all()
+
+
+def test_a_run_cannot_begin_where_there_is_no_step_or_remember_before_it(puzzles):
+    transformer, posed = asked("guess", puzzles)
+    call = transformer, posed.noise(0), posed.given, posed.words, 3
+    for first in (-1, 3):
+        with pytest.raises(ValueError, match=f"one of 0 to 2, got {first}"):
+            list(steps_of(*call, first=first))
+    with pytest.raises(ValueError, match="no estimate to remember"):
+        list(steps_of(*call, memory=posed.truth))
+
+
 def test_only_what_looks_at_the_state_changes_its_answer_with_it(puzzles):
     still, moved = (causes.dependence(*asked(name, puzzles), STEPS) for name in ("one_pass", "guess"))
     assert all(row[name]["flips"] == 0 for row in still for name in ("own", "other", "truth", "noise"))
@@ -80,15 +98,23 @@ def test_the_summary_follows_the_rules(monkeypatch):
     monkeypatch.setattr(causes, "trainings", lambda kind: [KINDS[kind], f"{KINDS[kind]}-seed1", f"{KINDS[kind]}-seed2"])
     rows = []
     for seed, name in enumerate(("", "-seed1", "-seed2")):
-        rows.append(measured(KINDS["plain"] + name, (0.58, 0.1 + 0.01 * seed), 0.6, (0.6, 0.72, 0.5)))
+        rows.append(measured(KINDS["plain"] + name, (0.58, 0.1 + 0.01 * seed), 0.6, (0.6, 0.69, 0.5)))
         rows.append(measured(KINDS["memory"] + name, (0.9, 0.9 + 0.02 * seed), 0.92, (None, 0.9, 0.9)))
     (row,) = causes.sum_up(rows)
     assert row["plain"]["mended"] == [0.9] and row["memory"]["mended"] == [0.9, 0.5]
-    assert (
-        row["plain"]["verifier"] == "usable" and row["memory"]["verifier"] == "no room" and not row["memory"]["auroc"]
-    )
+    assert [row[kind]["verifier"] for kind in KINDS] == ["not usable", "no room"] and row["memory"]["auroc"][0] is None
     assert row["memory_helps"]["verdict"] == "helps" and row["memory_helps"]["n"] == 3
-    assert causes.sum_up(rows[:-1]) == []  # a training has no partner
-    for k, one in enumerate(rows[::2]):
-        one["verifier"][1]["auroc"] = 0.65 + 0.01 * k
-    assert causes.sum_up(rows)[0]["plain"]["verifier"] == "not usable"
+    assert causes.sum_up(rows[:-1])[0]["memory_helps"]["n"] == 2  # a training has no partner: it is left out
+    assert causes.sum_up([rows[0], rows[3], rows[5]]) == []
+    assert causes.sum_up(rows[:2])[0]["memory_helps"]["verdict"] == "one training"
+
+
+@pytest.mark.parametrize(("right", "after", "mended"), [(0.4, 0.35, True), (0.2, 0.15, True), (0.9, 0.84, False)])
+def test_the_edges_of_the_rules_are_exact(right, after, mended, monkeypatch):
+    rows = [measured(name, (after, 0.0), right, (0.7, 0.7, 0.7)) for name in KINDS.values()]
+    monkeypatch.setattr(causes, "trainings", lambda kind: [KINDS[kind]])
+    assert (0.9 in causes.sum_up(rows)[0]["plain"]["mended"]) == mended
+    area = dict(value=np.mean([0.7] * 3), low=0.55, high=0.85)
+    assert causes.usable(np.mean([0.8] * 3), [None, area]) == "usable"
+    assert causes.usable(0.81, [area]) == "no room" and causes.usable(0.5, [None]) == "not usable"
+    assert causes.usable(0.5, [area | dict(low=0.5)]) == "not usable"  # it may be blind

@@ -316,6 +316,7 @@ def test_a_student_that_cannot_be_is_refused_by_name(tmp_path):
     teacher = str(evaluate.Path(__file__).parent.parent / "data/serial/models/ladder-trail-1-memory-x1-s0")
     with pytest.raises(ValueError, match="layers of a student is that of its teacher, 1, got 2"):
         train.train(tmp_path, train.Arguments(layers=2, variant="memory", teacher=teacher, steps=4))
+    assert not (tmp_path / "arguments.json").exists()  # the folder can be used for the right ones
 
 
 def test_a_student_begins_as_its_teacher_and_is_measured_with_its_own_steps(tmp_path, monkeypatch):
@@ -330,6 +331,10 @@ def test_a_student_begins_as_its_teacher_and_is_measured_with_its_own_steps(tmp_
     assert plan.name_of(args) == "ladder-trail-1-memory-x1-s0-n32-to2"
     for name, value in train.load_run(folder)[2].state_dict().items():
         assert torch.allclose(student.state_dict()[name], value, atol=1e-6), name
+    with pytest.raises(ValueError, match="is a student itself"):
+        train.tutor(replace(args, teacher=str(tmp_path / "run")))
+    theirs = evaluate.facts_of(folder, train.load_run(folder)[0], "validation")
+    assert evaluate.facts_of(tmp_path / "run", args, "validation")["teacher"] == theirs["weights"]
     rows = evaluate.curves(student, codec, args, "validation", 2)
     assert {(row["sampler"], row["steps"]) for row in rows} == {("uniform", 2), ("parallel", 1)}
 
@@ -360,12 +365,14 @@ def test_training_resumes_bit_by_bit_and_refuses_other_arguments(tmp_path, monke
         train.train(tmp_path / "parts", replace(args, seed=1))
     log = tmp_path / "parts" / "log.jsonl"  # killed between log and checkpoint: the log is a row ahead
     log.write_text(log.read_text() + log.read_text().splitlines()[-1].replace('"seen": 64', '"seen": 96') + "\n")
+    older = {name: value for name, value in asdict(args).items() if name not in ("teacher", "steps")}
+    (tmp_path / "parts" / "arguments.json").write_text(json.dumps(older))  # begun before these had a name
     train.train(tmp_path / "parts", args)
     assert [json.loads(line)["seen"] for line in log.read_text().splitlines()] == [32, 64, 96]
     assert calls == [0, 1, 2, 2]
     whole, parts = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
-    assert json.loads((tmp_path / "parts" / "arguments.json").read_text()) == asdict(args)
+    assert json.loads((tmp_path / "whole" / "arguments.json").read_text()) == asdict(args)
 
 
 class Echo:
@@ -447,6 +454,10 @@ def test_a_run_is_measured_and_the_record_names_its_weights(tmp_path, monkeypatc
     runs = plan.planned(path)
     names = [plan.name_of(args) for args in runs]
     assert names[1] == "arrows_most-answer-1-levels-x1-s3-n32" and len(runs) == 2
+    twice = "- {batch: 16, samples: 32, seed: [0, 1]}\n- {batch: 32, samples: 32, seed: 1}\n"
+    (tmp_path / "twice.yaml").write_text(twice)
+    with pytest.raises(ValueError, match="two runs of the name ladder-trail-1-plain-x1-s1-n32"):
+        plan.planned(tmp_path / "twice.yaml")
     plan.work(tmp_path / "runs", path, tmp_path, 4)
     plan.work(tmp_path / "runs", path, tmp_path, 4)  # nothing is left to do
     found = json.loads((tmp_path / "validation" / f"{names[0]}.json").read_text())
@@ -472,7 +483,8 @@ def recorded(seed, gain, layers=1, first=0.3):
             value = first + 0.01 * seed + gain * np.log2(steps) / 5
             rows.append(dict(length=length, sampler="uniform", steps=steps, decision=dict(value=value)))
         rows.append(dict(length=length, sampler="parallel", steps=8, decision=dict(value=first)))
-    return dict(arguments=asdict(train.Arguments(seed=seed, layers=layers)), chance=0.2, curves=rows)
+    args = asdict(train.Arguments(seed=seed, layers=layers))
+    return dict(arguments=args, chance=0.2, curves=rows, split="report", weights="aa")
 
 
 def test_verdicts_follow_the_rules():
@@ -494,12 +506,33 @@ def test_verdicts_follow_the_rules():
     assert index["n"] == 3 and index["value"] == pytest.approx(0.5 / 5 / 0.2) and index["at"] == 1
 
 
+def test_mistakes_and_verifier_are_means_over_the_seeds_of_one_kind(tmp_path):
+    kinds = [dict(seed=0), dict(seed=1), dict(seed=2, layers=2), dict(seed=3, film="answer")]
+    for kind in kinds:
+        seed = kind["seed"]
+        recovery = [dict(length=length, step=1, sigma=0.9, right=0.2 * length + 0.1 * seed) for length in (2, 4)]
+        areas = {0.9: 0.6 + 0.2 * seed, 0.5: (None, 0.7, 1, 1)[seed]}
+        check = [dict(length=2, sigma=sigma, auroc=area, right=0.5) for sigma, area in areas.items()]
+        facts = dict(arguments=asdict(train.Arguments(**kind)), recovery=recovery, verifier=check)
+        evaluate.write(tmp_path / f"one-s{seed}.json", facts)
+    key = verdict.usual("ladder", "trail", 1, "plain")
+    ((sigma, right),) = verdict.mended(tmp_path, key, 2)
+    assert sigma == 0.9 and right["value"] == pytest.approx(0.45) and right["n"] == 2
+    word, found = verdict.verified(tmp_path, key, 2)
+    assert found[0.9]["value"] == pytest.approx(0.7) and found[0.5] is None
+    assert word == "not usable"  # the interval over two seeds reaches below what is blind
+    with pytest.raises(FileNotFoundError, match="no recovery of ladder, trail, 1, memory"):
+        verdict.mended(tmp_path, verdict.usual("ladder", "trail", 1, "memory"), 2)
+    with pytest.raises(FileNotFoundError, match="at 3 in"):
+        verdict.mended(tmp_path, key, 3)
+
+
 def student(seed, steps, value, **more):
     """A record of a student that decides right at `value` of every length."""
     one = recorded(seed, 0.0, first=value - 0.01 * seed, **more)
     args = train.Arguments(seed=seed, teacher=f"anywhere/teacher-s{seed}", steps=steps)
     curves = [row for row in one["curves"] if row["steps"] == steps and row["sampler"] == "uniform"]
-    return one | dict(arguments=asdict(args), curves=curves)
+    return one | dict(arguments=asdict(args), curves=curves, teacher="aa")
 
 
 def test_what_a_student_loses_follows_the_rules(tmp_path):
@@ -518,8 +551,28 @@ def test_what_a_student_loses_follows_the_rules(tmp_path):
     assert lost["lost"]["value"] == pytest.approx(8 * (0.81 - 0.35) / 0.8) and lost["lost"]["n"] == 3
     assert lost["won"]["value"] == pytest.approx(8 * 0.04 / 0.8)
     assert told(0.0, {1: 0.3})[0]["verdict"] == "no room"
-    assert told(0.5, {1: 0.35}, seeds=2)[0]["verdict"] == "no room"
+    assert told(0.5, {1: 0.35}, seeds=2)[0]["verdict"] == "undecided"
     assert told(0.5, {1: 0.72})[0]["verdict"] == "undecided"
+
+
+def test_students_and_teachers_that_do_not_belong_together_are_refused(tmp_path):
+    few, long = tmp_path / "few", tmp_path / "long"
+    evaluate.write(few / "student-s0.json", student(0, 1, 0.35))
+    with pytest.raises(FileNotFoundError, match="no record of the teacher teacher-s0"):
+        verdict.compressed(few, long)
+    for name, value in dict(split="validation", weights="bb").items():
+        evaluate.write(long / "teacher-s0.json", recorded(0, 0.5) | {name: value})
+        with pytest.raises(ValueError, match=f"teacher-s0 .* has other {name} than its student"):
+            verdict.compressed(few, long)
+    evaluate.write(long / "teacher-s0.json", recorded(0, 0.5))
+    with pytest.raises(ValueError, match="of no student"):
+        verdict.compressed(long, long)
+    with pytest.raises(ValueError, match="of a student of anywhere/teacher-s0"):
+        verdict.summary(verdict.load_records(few))
+    again = student(0, 1, 0.35)
+    evaluate.write(few / "student-s9.json", again | dict(arguments=again["arguments"] | dict(seed=9)))
+    with pytest.raises(ValueError, match="two students of teacher-s0"):
+        verdict.compressed(few, long)
 
 
 def test_the_rules_in_words_are_the_rules_in_code():

@@ -3,15 +3,17 @@
     python -m cosutils.measures.causes
 
 writes `data/results/causes.json`: the ten tasks under three blocks with and without a memory, three trainings of each,
-and under models of known mechanism; `cosutils.serial.causes` asks the same on the serial puzzles. Where picture and
-prompt determine the answer, an exact denoiser says the same at every x_s; only what x0hat owes to the state (and to a
-memory) can be a chain.
+and two of the tasks under models of known mechanism; `cosutils.serial.causes` asks the same on the serial puzzles.
+Where picture and prompt determine the answer, an exact denoiser says the same at every x_s; only what x0hat owes to the
+state (and to a memory) can be a chain. The mistake that is put in is the film of a wrong answer behind the given first
+frame.
 
 The rules, older than the run (as in `data/serial/rules.yaml`). A mistake put in at a noise level is *mended* where the
 right answer then leads in the end at most .05 less often than without it, mean over trainings. A memory *helps* to mend
 where the interval of the difference (with minus without, mean over the noise levels, Student's over trainings) lies
-above 0, and *hurts* where it lies below. The verifier is *usable* where its area under the curve is .70 or more and the
-right answer leads in a share between .2 and .8; elsewhere there is *no room*. The puzzles come from sealed seeds.
+above 0, and *hurts* where it lies below. The verifier has *room* where the right answer leads in a share between .2 and
+.8, and is *usable* where at one of its noise levels the mean area under the curve is .70 or more, with the lower end of
+Student's interval over trainings above .50, which is blind. The puzzles come from sealed seeds.
 """
 
 from __future__ import annotations
@@ -28,20 +30,21 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from torch import Tensor
 
-from .._files import read_json, write_json
+from .._check import whole
+from .._files import read_json, sha256, write_json
 from ..metrics import leader, over_trainings
 from ..mini import known, split, tasks, text
 from ..mini.memory import RememberingWan
 from ..mini.model import SHIFT, condition, decode, noise_of, steps_of
-from ..pipelines.loading import load
+from ..pipelines.loading import data_folder, load
 from .horizon import KINDS, trainings
 from .probes import auc
 
-__all__ = ["Posed", "dependence", "posed", "recovery", "sum_up", "verifier"]
+__all__ = ["Posed", "dependence", "posed", "recovery", "sum_up", "usable", "verifier"]
 
 FRESH = 7919  # noise seeds of what is exchanged: never those of a run
 STEPS, LEVELS, DRAWS = 10, (0.9, 0.7, 0.5), 4
-MENDED, USABLE, ROOM = 0.05, 0.7, (0.2, 0.8)
+MENDED, USABLE, BLIND, ROOM = 0.05, 0.7, 0.5, (0.2, 0.8)
 KNOWN_TASKS = ("maze", "rotation")  # on which the mechanisms are tried
 
 
@@ -49,9 +52,10 @@ KNOWN_TASKS = ("maze", "rotation")  # on which the mechanisms are tried
 class Posed:
     """n puzzles as a transformer is asked them, and how its estimates are read.
 
-    truth, wrong: latents (n, C, F, H, W) of the right films, and of films that end in the wrong answer `mistake` (n,).
-    given: `condition`; words: embedding of the prompts (n or 1, L, D). noise: noise seed -> x_1. leaders: x0hat -> the
-    number of the answer that leads, (n,). is_right: such numbers -> (n,) bool. shift: of the noise levels.
+    truth, wrong: latents (n, C, F, H, W) of the right films, and of films with the same first frame that end in the
+    wrong answer `mistake` (n,). given: `condition`; words: embedding of the prompts (n or 1, L, D). noise: noise
+    seed -> x_1. leaders: x0hat -> the number of the answer that leads, (n,). is_right: such numbers -> (n,) bool.
+    shift: of the noise levels.
     """
 
     truth: Tensor
@@ -178,6 +182,7 @@ def _mistake(sample: tasks.Sample) -> str | None:
 
 def _samples(task: str, number: int) -> list[tasks.Sample]:
     """The first puzzles of the sealed seeds that have a wrong answer."""
+    number = whole(number, "the number of puzzles", least=1)
     found = (tasks.sample(task, seed) for seed in split.SEALED)
     return list(itertools.islice((one for one in found if _mistake(one)), number))
 
@@ -189,14 +194,17 @@ def posed(pipe: WanImageToVideoPipeline, samples: Sequence[tasks.Sample]) -> Pos
     """
     names = [name for name in map(_mistake, samples) if name]
     if len(names) < len(samples):
-        whole = next(one for one in samples if not _mistake(one))
-        raise ValueError(f"every possible answer of {whole.task} {whole.seed} is right: leave it out")
+        one = next(one for one in samples if not _mistake(one))
+        raise ValueError(f"every possible answer of {one.task} {one.seed} is right: leave it out")
     codec = pipe.vae
     truth = codec.encode_ids(torch.from_numpy(np.stack([one.ids for one in samples])))
-    films = np.stack([one.possible[name] for one, name in zip(samples, names, strict=True)])
+    wrong = codec.encode_ids(
+        torch.from_numpy(np.stack([one.possible[name] for one, name in zip(samples, names, strict=True)]))
+    )
+    wrong[:, :, 0] = truth[:, :, 0]  # of reappear and occlusion it would be the picture of another puzzle
     return Posed(
         truth=truth,
-        wrong=codec.encode_ids(torch.from_numpy(films)),
+        wrong=wrong,
         mistake=np.array([[*one.options].index(name) for one, name in zip(samples, names, strict=True)]),
         given=condition(codec, truth),
         words=text.embed(pipe.tokenizer, pipe.text_encoder, [one.prompt for one in samples]),
@@ -211,21 +219,32 @@ def posed(pipe: WanImageToVideoPipeline, samples: Sequence[tasks.Sample]) -> Pos
     )
 
 
+def usable(right: float, areas: Sequence[dict[str, float | int] | None]) -> str:
+    """What the rule above says of a verifier, "usable", "not usable" or "no room".
+
+    right: share of films in which the right answer leads; areas: under the curve at each noise level, as
+    `over_trainings` gives them, None where there is none.
+    """
+    if not ROOM[0] <= round(right, 4) <= ROOM[1]:
+        return "no room"
+    told = [area for area in areas if area and round(area["value"], 4) >= USABLE]
+    return "usable" if any(area.get("low", 0) > BLIND for area in told) else "not usable"
+
+
 def _told(ones: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One task, several trainings: see `sum_up`."""
     right = np.array([one["verifier"][0]["right"] for one in ones])
     after = np.array([[row["right"] for row in one["recovery"]] for one in ones]).mean(0)
     sigmas = [row["sigma"] for row in ones[0]["recovery"]]
-    areas = [[one["verifier"][k]["auroc"] for one in ones] for k in range(len(LEVELS))]
-    word = "no room"
-    if ROOM[0] <= right.mean() <= ROOM[1] and not any(None in area for area in areas):
-        word = "usable" if max(map(np.mean, areas)) >= USABLE else "not usable"
+    lost = (right.mean() - after).round(4)
+    each = [[one["verifier"][k]["auroc"] for one in ones] for k in range(len(LEVELS))]
+    areas = [None if None in area else over_trainings(area) for area in each]
     return dict(
         right=over_trainings(right),
         after=[[sigma, round(float(value), 4)] for sigma, value in zip(sigmas, after, strict=True)],
-        mended=[sigma for sigma, value in zip(sigmas, after, strict=True) if value >= right.mean() - MENDED],
-        auroc=[] if word == "no room" else [over_trainings(area) for area in areas],
-        verifier=word,
+        mended=[sigma for sigma, less in zip(sigmas, lost, strict=True) if less <= MENDED],
+        auroc=areas,
+        verifier=usable(right.mean(), areas),
     )
 
 
@@ -233,19 +252,24 @@ def sum_up(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the rules above say, one row for each task: of each of `horizon.KINDS` the mean over trainings.
 
     right: leads in the end; after: the same at each noise level of a mistake, [sigma, value]; mended: the noise levels
-    at which it is mended; auroc: of the verifier at each of `LEVELS`, empty without room. memory_helps: the difference
-    in the mean of `after`, with its verdict.
+    at which it is mended; auroc: of the verifier at each of `LEVELS`, None where a training's films are all right or
+    all wrong. memory_helps: the difference in the mean of `after`, with its verdict. A training seed that is not in
+    `rows` for both kinds is left out, and a task without any.
     """
     by_model = {(row["model"], row["task"]): row for row in rows}
+    seeds = [model.removeprefix(KINDS["plain"]) for model in trainings("plain")]
     found = []
     for task in dict.fromkeys(row["task"] for row in rows):
-        each = {kind: [by_model[name, task] for name in trainings(kind) if (name, task) in by_model] for kind in KINDS}
-        if len({len(ones) for ones in each.values()}) > 1 or not each["plain"]:
+        found_by_seed = [[by_model.get((name + seed, task)) for name in KINDS.values()] for seed in seeds]
+        pairs = [[one for one in pair if one] for pair in found_by_seed if all(pair)]
+        each = {kind: [pair[k] for pair in pairs] for k, kind in enumerate(KINDS)}
+        if not pairs:
             continue
         areas = {kind: np.array([np.mean([row["right"] for row in one["recovery"]]) for one in ones])
                  for kind, ones in each.items()}  # fmt: skip
         more = over_trainings(areas["memory"] - areas["plain"])
         word = "helps" if more.get("low", 0) > 0 else "hurts" if more.get("high", 0) < 0 else "not shown"
+        word = word if "low" in more else "one training"
         told = {kind: _told(ones) for kind, ones in each.items()}
         found.append(dict(task=task) | told | dict(memory_helps=more | dict(verdict=word)))
     return found
@@ -259,27 +283,30 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what is recorded, which stays until it is measured")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    facts = dict(command="python -m cosutils.measures.causes", puzzles=args.puzzles, steps=STEPS,
-                 seeds=[split.SEALED.start, split.SEALED.stop])  # fmt: skip
+    facts = dict(command="python -m cosutils.measures.causes", puzzles=args.puzzles, steps=STEPS, levels=[*LEVELS],
+                 draws=DRAWS, seeds=[split.SEALED.start, split.SEALED.stop])  # fmt: skip
     rows = read_json(args.out)["rows"] if args.out.is_file() else []
     if rows and any(read_json(args.out)[name] != value for name, value in facts.items()):
         parser.error(f"{args.out} is of other puzzles: move it away")
     for model in args.models:
         is_known = model in known.MECHANISMS
+        weights = "" if is_known else sha256(data_folder() / model / "SHA256SUMS")
         for task in KNOWN_TASKS if is_known else tasks.NAMES:
             others = [row for row in rows if (row["model"], row["task"]) != (model, task)]
-            if len(others) < len(rows) and not args.again:
+            same = [row for row in rows if row not in others and row["weights"] == weights]
+            if same and not args.again:
                 continue
             samples = _samples(task, args.puzzles)
             pipe = known.pipeline(model, samples) if is_known else load(model)
             asked = posed(pipe, samples)
-            row = dict(model=model, task=task, n=len(samples))
+            row = dict(model=model, task=task, n=len(samples), weights=weights)
             row |= dict(dependence=dependence(pipe.transformer, asked, STEPS),
                         recovery=recovery(pipe.transformer, asked, STEPS),
                         verifier=[verifier(pipe.transformer, asked, STEPS, sigma) for sigma in LEVELS])  # fmt: skip
             rows = [*others, row]
             print(model, task, [one["right"] for one in row["recovery"]], flush=True)
             write_json(args.out, facts | dict(rows=rows, tasks=sum_up(rows)))
+    write_json(args.out, facts | dict(rows=rows, tasks=sum_up(rows)))
 
 
 if __name__ == "__main__":

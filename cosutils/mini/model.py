@@ -90,6 +90,10 @@ def steps_of(
     film, because the schedule ends at 0. A test holds it equal to the pipeline without guidance. [paper, Eq. 1]
     """
     sigmas = flow_sigmas(steps, shift).tolist()
+    if not 0 <= whole(first, "the first step") < steps:
+        raise ValueError(f"the first step must be one of 0 to {steps - 1}, got {first}")
+    if memory is not None and not first:
+        raise ValueError("a run that begins at step 0 has no estimate to remember: leave memory out")
     if isinstance(transformer, RememberingWan):
         transformer.forget()
         if memory is not None:

@@ -132,7 +132,8 @@ def cos_index(by_depth: dict[int, float], by_steps: dict[int, float]) -> float:
 def facts_of(folder: Path, args: Arguments, split: str) -> dict:
     """What every record says about its model and its puzzles."""
     weights = sha256(folder / "weights.safetensors")
-    return dict(arguments=asdict(args), split=split, chance=chance(args.task), weights=weights)
+    teacher = {"teacher": sha256(Path(args.teacher) / "weights.safetensors")} if args.teacher else {}
+    return dict(arguments=asdict(args), split=split, chance=chance(args.task), weights=weights) | teacher
 
 
 def write(target: Path, facts: dict) -> None:

@@ -3,7 +3,7 @@ at any time.
 
     python -m cosutils.serial.plan --runs runs/serial
 
-Shipped weights and records of validation puzzles go to `data/serial`. The plan, `data/serial/plan.yaml`, is a
+Shipped weights and records of validation puzzles go to the folder of the plan. The plan, `data/serial/plan.yaml`, is a
 list of what differs from the defaults of `Arguments`, most informative first. It is read again after each
 run.
 """
@@ -11,6 +11,7 @@ run.
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,12 +39,15 @@ def name_of(args: Arguments) -> str:
 
 def planned(path: Path = PLAN) -> list[Arguments]:
     """The runs of a plan, in order; `seed` may be a list. TypeError or ValueError for one that cannot be."""
-    runs = []
+    runs: list[Arguments] = []
     for row in read_yaml(path):
         seeds = row.get("seed", 0)
         for seed in seeds if isinstance(seeds, list) else [seeds]:
             runs.append(Arguments(**row | {"seed": seed}))
             runs[-1].check()
+    names = Counter(map(name_of, runs))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"{path} has two runs of the name {twice[0]}")
     return runs
 
 
@@ -62,10 +66,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--plan", type=Path, default=PLAN)
-    parser.add_argument("--out", type=Path, default=PLAN.parent)
+    parser.add_argument("--out", type=Path, help="default: the folder of the plan")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    work(args.runs, args.plan, args.out)
+    work(args.runs, args.plan, args.out or args.plan.parent)
 
 
 if __name__ == "__main__":

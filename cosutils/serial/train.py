@@ -12,9 +12,9 @@ Variants: plain (flow matching) · memory (self-conditioned: half of the samples
 pass) · levels (half of the samples have a noise level for each row of each frame) · rollout (half of the
 states are the model's own, two Euler steps from noise) · once (trained at sigma = 1 only: the best one pass).
 
-With `--teacher data/serial/models/<run> --steps 4` a student of four steps is trained instead. It begins with
-the weights of that run and learns where sixteen steps of it arrive (progressive distillation in one stage:
-Salimans & Ho, arXiv 2202.00512).
+With `--teacher data/serial/models/<run> --steps 4` and that run's task, film, variant and sizes a student of four
+steps is trained instead. It begins with the weights of that run and learns where sixteen steps of it arrive
+(progressive distillation in one stage: Salimans & Ho, arXiv 2202.00512).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Arguments:
     """What a training is determined by.
 
     teacher, steps: folder of a run and the number of steps of a student of it, which begins with its weights. The
-    student's task, film and sizes are those of its teacher.
+    student's task, film, variant and sizes must be given as its teacher's.
     """
 
     task: str = "ladder"
@@ -120,8 +120,12 @@ def load_run(folder: Path):
 
 
 def tutor(args: Arguments) -> WanTransformer3DModel:
-    """The teacher of a student. ValueError where it was trained on something else, or is of another size."""
+    """The teacher of a student. ValueError where it was trained on something else, is of another size, or is a
+    student itself.
+    """
     theirs, _, transformer = load_run(Path(args.teacher))
+    if theirs.teacher:
+        raise ValueError(f"{args.teacher} is a student itself: name the run that it learnt from, {theirs.teacher}")
     for name in ("task", "film", "layers", "loops", "variant", "scale", "width", "heads"):
         if getattr(theirs, name) != getattr(args, name):
             raise ValueError(
@@ -185,8 +189,9 @@ def loss_of(args: Arguments, model, x0: torch.Tensor, given: torch.Tensor, words
 
 
 def loss_of_student(args: Arguments, model, teacher, x1: torch.Tensor, given: torch.Tensor, words: torch.Tensor):
-    """Mean squared error of a whole run of the student, each step against where the teacher's run from the noise x1
-    (B, 2, 3, 10, 10) arrives; with a memory, the student sees what it estimated a step before.
+    """Mean squared error of the student's velocities: it begins each of its steps where the teacher's run from the
+    noise x1 (B, 2, 3, 10, 10) is, and should end it where that run then arrives. With a memory it sees what it
+    estimated a step before, and gradients flow back through that.
     """
     run = list(steps_of(teacher, x1, given, words[:1], TAUGHT))
     states = [x for _, x, _ in run[:: TAUGHT // args.steps]] + [run[-1][2]]
@@ -228,14 +233,14 @@ def train(out: Path, args: Arguments, device: str = "cpu") -> None:
     args.check()
     writable_folder(out)
     stored = out / "arguments.json"
-    if stored.is_file() and read_json(stored) != asdict(args):
+    teacher = tutor(args).to(device) if args.teacher else None
+    if stored.is_file() and Arguments(**read_json(stored)) != args:
         raise ValueError(f"{out} was begun with other arguments, see {stored}: choose another folder")
     if not stored.is_file():
         write_json(stored, asdict(args))
     if (out / "weights.safetensors").is_file():
         return
     codec, model = build(args)
-    teacher = tutor(args).to(device) if args.teacher else None
     if teacher is not None:
         model.load_state_dict(teacher.state_dict())
     hasten(model).to(device).train()
@@ -243,7 +248,7 @@ def train(out: Path, args: Arguments, device: str = "cpu") -> None:
     opts, done = optimizers(model), 0
     if (out / "checkpoint.pt").is_file():
         state = torch.load(out / "checkpoint.pt", weights_only=True, map_location=device)
-        if state["arguments"] != asdict(args):
+        if Arguments(**state["arguments"]) != args:
             raise ValueError(f"{out}/checkpoint.pt belongs to other arguments: {state['arguments']}")
         model.load_state_dict(state["model"])
         mean.load_state_dict(state["mean"])

@@ -3,8 +3,8 @@ verdicts, the index.
 
     python -m cosutils.serial.verdict --records data/serial/validation
 
-prints the table of `data/serial/README.md` and writes `<records>/summary.json`. With
-`--students data/serial/students/report` it prints what students lose against their teachers in `--records` instead.
+prints the table of `data/serial/README.md` and writes `<records>/summary.json`. With `--records data/serial/report`
+and `--students data/serial/students/report` it prints what students lose against their teachers instead.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from tabulate import tabulate
 
 from .._files import read_json, write_json
+from ..measures.causes import usable
 from ..metrics import over_trainings
 from .evaluate import cos_index, d50, horizon
 from .train import Arguments
@@ -63,6 +65,8 @@ def groups(records: list[dict]) -> dict[tuple, list[dict]]:
     found = defaultdict(list)
     for one in records:
         args = one["arguments"]
+        if args.get("teacher"):
+            raise ValueError(f"a record is of a student of {args['teacher']}: read it with `compressed`")
         for loops in sorted({row.get("loops", 1) for row in one["curves"]}):
             rows = [row for row in one["curves"] if row.get("loops", 1) == loops]
             tied = f"{args['layers']}x{loops}" if args["loops"] else str(args["layers"])
@@ -181,26 +185,38 @@ def compressed(students: Path, teachers: Path) -> list[dict]:
 
     first, same, long: reach of the teachers after one step, after as many as the student has, and after `END`; student:
     reach of the students; lost: long minus student; won: student minus same. All are means over the teachers, with
-    Student's interval. Lost is *no room* where the teachers' own steps do not surely add serial computation.
+    Student's interval. The verdict on what is lost is *no room* where the steps of the teachers add nothing, and
+    *undecided* where that is. ValueError for records that do not belong together, FileNotFoundError for a teacher
+    without one.
     """
-    kinds: dict[tuple, list[tuple[dict, dict]]] = defaultdict(list)
+    kinds: dict[tuple, dict[str, tuple[dict, dict]]] = defaultdict(dict)
     for one in load_records(students):
         args = one["arguments"]
-        teacher = read_json(teachers / f"{Path(args['teacher']).name}.json")
-        kinds[tuple(args[k] for k in ("task", "film", "layers", "variant", "steps"))].append((one, teacher))
+        if not args.get("teacher"):
+            raise ValueError(f"{students} holds a record of seed {args['seed']} that is of no student")
+        name = Path(args["teacher"]).name
+        if not (teachers / f"{name}.json").is_file():
+            raise FileNotFoundError(f"no record of the teacher {name} in {teachers}: run `cosutils.serial.evaluate`")
+        teacher = read_json(teachers / f"{name}.json")
+        for what in ("split", "weights"):
+            mine = one["teacher"] if what == "weights" else one[what]
+            if mine != teacher[what]:
+                raise ValueError(f"{name} in {teachers} has other {what} than its student in {students} was given")
+        kind = kinds[tuple(args[k] for k in ("task", "film", "layers", "variant", "scale", "samples", "steps"))]
+        if name in kind:
+            raise ValueError(f"{students} holds two students of {name} that differ in their seed alone")
+        kind[name] = one, teacher
     rows = []
-    for (task, film, layers, variant, steps), pairs in sorted(kinds.items()):
-        long, same, first = (np.array([_reach(t, k) for _, t in pairs]) for k in (END, steps, 1))
-        student = np.array([_reach(s, steps) for s, _ in pairs])
+    for (task, film, layers, variant, _, _, steps), pairs in sorted(kinds.items()):
+        long, same, first = (np.array([_reach(t, k) for _, t in pairs.values()]) for k in (END, steps, 1))
+        student = np.array([_reach(s, steps) for s, _ in pairs.values()])
         told = dict(first=first, same=same, long=long, student=student, lost=long - student, won=student - same)
         values = {name: over_trainings(row) for name, row in told.items()}
-        lost, verdict = values["lost"], "undecided"
-        if judge([t for _, t in pairs])["verdict"] != "supported":
-            verdict = "no room"
-        elif len(pairs) >= LEAST and lost["value"] >= LOST and lost["low"] > KEPT:
-            verdict = "supported"
-        elif len(pairs) >= LEAST and lost["high"] < KEPT:
-            verdict = "not supported"
+        lost, before = values["lost"], judge([t for _, t in pairs.values()])["verdict"]
+        verdict = "no room" if before in ("no room", "not supported") else "undecided"
+        if before == "supported":
+            verdict = "not supported" if lost["high"] < KEPT else verdict
+            verdict = "supported" if lost["value"] >= LOST and lost["low"] > KEPT else verdict
         rows.append(dict(task=task, film=film, layers=layers, variant=variant, steps=steps, verdict=verdict, **values))
     return rows
 
@@ -259,49 +275,51 @@ def by_depth(judged: dict, task: str, film: str, variant: str) -> dict[int, dict
     return {depth: found[usual(task, film, depth, variant)] for depth in depths}
 
 
-def _causes(folder: Path, layers: int, variant: str) -> list[dict]:
-    """Records of `cosutils.serial.causes` of one kind of model. FileNotFoundError where it measured none."""
-    found = [
-        one
-        for one in load_records(folder)
-        if tuple(one["arguments"][k] for k in ("layers", "variant")) == (layers, variant)
-    ]
-    if not found:
+def _causes(folder: Path, key: tuple, measure: str, length: int) -> list[list[dict]]:
+    """Rows of one of the measures of `cosutils.serial.causes` at a length, of each seed in `folder`; key: of a model,
+    see `usual`. FileNotFoundError where it measured none.
+    """
+    found = []
+    for one in load_records(folder):
+        args = one["arguments"]
+        if (args["task"], args["film"], str(args["layers"]), args["variant"], args["scale"], args["samples"]) == key:
+            found.append([row for row in one[measure] if row["length"] == length])
+    if not any(found):
+        told = ", ".join(map(str, key))
         raise FileNotFoundError(
-            f"no {variant} runs of {layers} blocks in {folder}: run `python -m cosutils.serial.causes`"
+            f"no {measure} of {told} at {length} in {folder}: run `python -m cosutils.serial.causes`"
         )
     return found
 
 
-def mended(folder: Path, layers: int, variant: str, length: int) -> list[tuple[float, dict[str, float | int]]]:
+def mended(folder: Path, key: tuple, length: int) -> list[tuple[float, dict[str, float | int]]]:
     """(noise level of a mistake, decision accuracy at the end of the run), mean over the seeds in `folder` with
-    Student's interval. FileNotFoundError where `cosutils.serial.causes` measured no such run.
+    Student's interval. key: of a model, see `usual`. FileNotFoundError where `cosutils.serial.causes` measured none.
     """
     rows = defaultdict(list)
-    for row in (row for one in _causes(folder, layers, variant) for row in one["recovery"] if row["length"] == length):
+    for row in chain.from_iterable(_causes(folder, key, "recovery", length)):
         rows[row["sigma"]].append(row["right"])
     return [(sigma, over_trainings(values)) for sigma, values in rows.items()]
 
 
-def verified(folder: Path, layers: int, variant: str, length: int) -> dict[float, dict[str, float | int] | None]:
-    """Noise level -> area under the curve of the verifier, mean over the seeds in `folder` with Student's interval;
-    None where all films of a seed are right or all wrong. FileNotFoundError as for `mended`.
+def verified(folder: Path, key: tuple, length: int) -> tuple[str, dict[float, dict[str, float | int] | None]]:
+    """What the rule says of the verifier, and noise level -> area under the curve, mean over the seeds in `folder` with
+    Student's interval, None where all films of a seed are right or all wrong. Otherwise as `mended`.
     """
+    found = _causes(folder, key, "verifier", length)
     rows = defaultdict(list)
-    for row in (row for one in _causes(folder, layers, variant) for row in one["verifier"] if row["length"] == length):
+    for row in chain.from_iterable(found):
         rows[row["sigma"]].append(row["auroc"])
-    return {sigma: None if None in values else over_trainings(values) for sigma, values in rows.items()}
+    areas = {sigma: None if None in values else over_trainings(values) for sigma, values in rows.items()}
+    return usable(float(np.mean([seed[0]["right"] for seed in found])), [*areas.values()]), areas
 
 
-def flips(folder: Path, layers: int, variant: str, length: int) -> dict[str, list[tuple[float, float]]]:
+def flips(folder: Path, key: tuple, length: int) -> dict[str, list[tuple[float, float]]]:
     """What was exchanged -> (noise level, how often the leader changed then), mean over the seeds in `folder`.
-
-    FileNotFoundError where `cosutils.serial.causes` measured no such run.
+    Otherwise as `mended`.
     """
     rows: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in (
-        row for one in _causes(folder, layers, variant) for row in one["dependence"] if row["length"] == length
-    ):
+    for row in chain.from_iterable(_causes(folder, key, "dependence", length)):
         for state, value in row.items():
             if isinstance(value, dict):
                 rows[state][row["sigma"]].append(value["flips"])
