@@ -678,8 +678,28 @@ CHANGES = {
         "test_mini_split.py::test_a_training_by_content_meets_no_puzzle_that_is_kept[size_pattern]",
     ),
     "one noise for every puzzle": Change(
-        "mini/model.py", "seed * 1_000_003 + s.seed", "seed * 1_000_003",
+        "mini/model.py", "(seed * 1_000_003 + int(one))", "(seed * 1_000_003)",
         "test_training.py::test_every_puzzle_is_scored_from_noise_of_its_own",
+    ),
+    "a mistake that is put in with the picture of another puzzle": Change(
+        "measures/causes.py", "wrong[:, :, 0] = truth[:, :, 0]", "wrong[:, :, 1:] = wrong[:, :, 1:]",
+        "test_causes.py::test_a_mistake_keeps_the_given_picture[reappear]",
+    ),
+    "a run that begins later without what it remembered": Change(
+        "mini/model.py", "transformer.remember(memory, ", "transformer.remember(memory * 0, ",
+        "test_causes.py::test_a_run_that_begins_later_goes_on_as_the_whole_one_did_memory_included",
+    ),
+    "a verifier that may be blind called usable": Change(
+        "measures/causes.py", 'area.get("low", 0) > BLIND', 'area.get("low", 0) >= 0',
+        "test_causes.py::test_the_edges_of_the_rules_are_exact[0.4-0.35-True]",
+    ),
+    "a student taught the teacher's first estimate as its end": Change(
+        "serial/train.py", "+ [run[-1][2]]", "+ [run[0][2]]",
+        "test_serial.py::test_a_student_of_as_many_steps_is_its_teacher_and_one_of_fewer_learns_to_arrive[plain]",
+    ),
+    "students and teachers of different splits compared": Change(
+        "serial/verdict.py", 'for what in ("split", "weights")', 'for what in ("weights",)',
+        "test_serial.py::test_students_and_teachers_that_do_not_belong_together_are_refused",
     ),
     "scores taken on validation seeds": Change(
         "training/evaluate.py", "if args.sealed else split.REPORT", "if args.sealed else split.VALIDATION",

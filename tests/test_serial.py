@@ -575,6 +575,14 @@ def test_students_and_teachers_that_do_not_belong_together_are_refused(tmp_path)
         verdict.compressed(few, long)
 
 
+def test_depths_are_told_in_words_the_supported_ones_first():
+    rows = {1: "undecided", 2: "supported", 3: "supported", 5: "no room"}
+    assert verdict.told({blocks: dict(verdict=word) for blocks, word in rows.items()}) == (
+        "solve puzzles that one pass cannot with 2 and 3 blocks; with 1 block it is undecided; "
+        "with 5 blocks there is no room to tell"
+    )
+
+
 def test_the_rules_in_words_are_the_rules_in_code():
     rules = yaml.safe_load((evaluate.Path(__file__).parent.parent / "data/serial/rules.yaml").read_text())
     words = " ".join(map(str, rules["claims"]["steps_add_serial_computation"].values()))

@@ -40,6 +40,7 @@ __all__ = [
     "load_records",
     "mended",
     "summary",
+    "told",
     "usual",
     "verified",
 ]
@@ -273,6 +274,20 @@ def by_depth(judged: dict, task: str, film: str, variant: str) -> dict[int, dict
     found = groups_of(judged)
     depths = sorted(int(key[2]) for key in found if key[2].isdigit() and key == usual(task, film, int(key[2]), variant))
     return {depth: found[usual(task, film, depth, variant)] for depth in depths}
+
+
+def told(depths: dict[int, dict]) -> str:
+    """What the steps of one kind of model do, in words: depths as `by_depth` gives them, the supported ones first."""
+    words = {"undecided": "it is undecided", "no room": "there is no room to tell", "not supported": "they do not"}
+    by_verdict = defaultdict(list)
+    for blocks, row in sorted(depths.items(), key=lambda one: one[1]["verdict"] != "supported"):
+        by_verdict[row["verdict"]].append(str(blocks))
+    parts = []
+    for word, some in by_verdict.items():
+        count = " and ".join(filter(None, [", ".join(some[:-1]), some[-1]]))
+        count = f"with {count} block{'s' * (some != ['1'])}"
+        parts.append(f"{count} {words[word]}" if word in words else f"solve puzzles that one pass cannot {count}")
+    return "; ".join(parts)
 
 
 def _causes(folder: Path, key: tuple, measure: str, length: int) -> list[list[dict]]:
