@@ -502,7 +502,8 @@ def test_verdicts_follow_the_rules():
     assert list(verdict.by_depth(judged, "ladder", "trail", "plain")) == [1, 2, 4]
     curve = verdict.decided(deep)[3]
     assert [curve[steps]["value"] for steps in (1, 32)] == pytest.approx([0.51, 0.51]) and curve[1]["n"] == 3
-    (index,) = judged["cos_index"]
+    index, *others = judged["cos_index"]
+    assert [one["at"] for one in others] == [2, 4] and others[0]["value"] == pytest.approx(0)  # their steps add nothing
     assert index["n"] == 3 and index["value"] == pytest.approx(0.5 / 5 / 0.2) and index["at"] == 1
 
 

@@ -135,28 +135,26 @@ def _reach(one: dict, steps: int, sampler: str = "uniform") -> float:
 def index(
     found: dict[tuple, list[dict]], task: str, film: str, variant: str, scale: float, samples: int,
     sampler: str = "uniform",
-) -> dict | None:  # fmt: skip
-    """CoS index of the shallowest untied depth of one variant, over the seeds that all its depths share; None
-    below the three depths and three shared seeds that `rules.yaml` asks for.
+) -> list[dict]:  # fmt: skip
+    """CoS index of every untied depth of one variant, `at` that many blocks, the shallowest first, over the seeds that
+    all depths share; [] below the three depths and three shared seeds that `rules.yaml` asks for.
     """
     depths = {int(key[2]): rows for key, rows in found.items()
               if key[:2] == (task, film) and key[3:] == (variant, scale, samples) and key[2].isdigit()}  # fmt: skip
-    if len(depths) < DEPTHS:
-        return None
-    by_seed = {depth: {one["arguments"]["seed"]: one for one in rows} for depth, rows in depths.items()}
-    shared = set.intersection(*(set(rows) for rows in by_seed.values()))
-    if len(shared) < LEAST:
-        return None
+    by_seed = {depth: {one["arguments"]["seed"]: one for one in rows} for depth, rows in sorted(depths.items())}
+    shared = sorted(set.intersection(*(set(rows) for rows in by_seed.values()))) if by_seed else []
+    if len(by_seed) < DEPTHS or len(shared) < LEAST:
+        return []
+    first = [{depth: _reach(rows[seed], 1, sampler) for depth, rows in by_seed.items()} for seed in shared]
 
-    def reach(seed: int, depth: int, steps: int) -> float:
-        return _reach(by_seed[depth][seed], steps, sampler)
+    def value(at: int, seed: int, by_depth: dict[int, float]) -> float:
+        return cos_index(by_depth, {steps: _reach(by_seed[at][seed], steps, sampler) for steps in INDEX_STEPS})
 
-    least = min(depths)
-    values = [
-        cos_index({d: reach(seed, d, 1) for d in sorted(depths)}, {s: reach(seed, least, s) for s in INDEX_STEPS})
-        for seed in sorted(shared)
+    return [
+        over_trainings([value(at, seed, row) for seed, row in zip(shared, first, strict=True)])
+        | {"depths": [*by_seed], "at": at}
+        for at in by_seed
     ]
-    return over_trainings(values) | {"depths": sorted(depths), "at": min(depths)}
 
 
 def summary(records: list[dict]) -> dict:
@@ -175,8 +173,7 @@ def summary(records: list[dict]) -> dict:
         what: dict[str, Any] = dict(zip(named, kind, strict=True))
         read = {what["variant"]: "uniform"} | ({STAIRCASE: "staircase"} if what["variant"] == "levels" else {})
         for variant, sampler in read.items():
-            if value := index(found, sampler=sampler, **what):
-                indices.append(what | {"variant": variant} | value)
+            indices += [what | {"variant": variant} | one for one in index(found, sampler=sampler, **what)]
     return dict(groups=rows, cos_index=indices)
 
 
