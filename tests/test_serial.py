@@ -517,6 +517,7 @@ def test_mistakes_and_verifier_are_means_over_the_seeds_of_one_kind(tmp_path):
         facts = dict(arguments=asdict(train.Arguments(**kind)), recovery=recovery, verifier=check)
         evaluate.write(tmp_path / f"one-s{seed}.json", facts)
     key = verdict.usual("ladder", "trail", 1, "plain")
+    assert [verdict.measured(tmp_path, length) for length in (1, 2, 3, 4, 8)] == [2, 2, 2, 4, 4]
     ((sigma, right),) = verdict.mended(tmp_path, key, 2)
     assert sigma == 0.9 and right["value"] == pytest.approx(0.45) and right["n"] == 2
     word, found = verdict.verified(tmp_path, key, 2)

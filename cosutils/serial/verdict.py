@@ -38,6 +38,7 @@ __all__ = [
     "groups_of",
     "judge",
     "load_records",
+    "measured",
     "mended",
     "summary",
     "told",
@@ -302,6 +303,12 @@ def _causes(folder: Path, key: tuple, measure: str, length: int) -> list[list[di
             f"no {measure} of {told} at {length} in {folder}: run `python -m cosutils.serial.causes`"
         )
     return found
+
+
+def measured(folder: Path, length: int) -> int:
+    """The length nearest to the given one among those that `cosutils.serial.causes` measured."""
+    lengths = {row["length"] for one in load_records(folder) for row in one["recovery"]}
+    return min(sorted(lengths), key=lambda one: abs(one - length))
 
 
 def mended(folder: Path, key: tuple, length: int) -> list[tuple[float, dict[str, float | int]]]:
