@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from docutils.core import publish_doctree
+from docutils.utils import Reporter
 
 import cosutils as cos
 
@@ -32,3 +37,31 @@ def test_importing_is_quiet_and_brings_no_plotting():
 def test_an_unknown_name_is_explained():
     with pytest.raises(AttributeError, match="cosutils has no 'recrod': choose from PRESETS, "):
         _ = cos.recrod
+
+
+def docstrings(module):
+    """Name -> docstring of a module and of every public function and class in it, with its public methods."""
+    found = {module.__name__: module.__doc__}
+    for name in getattr(module, "__all__", ()):
+        one = getattr(module, name)
+        inside = vars(one) if inspect.isclass(one) else {}
+        parts = {f"{name}.{part}": value for part, value in inside.items() if part[0] != "_"}
+        for part, value in ({name: one} | parts).items():
+            value = getattr(value, "fget", value)
+            if getattr(value, "__module__", "").startswith("cosutils"):
+                found[part] = getattr(value, "__doc__", None)
+    return {name: text for name, text in found.items() if text}
+
+
+PAGES = re.findall(r"automodule:: (\S+)", (Path(__file__).parents[1] / "book" / "api.md").read_text())
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_docstring_of_the_book_is_broken_markup(name):
+    """The build of the book ends at the first one: an asterisk before a word opens an emphasis."""
+    for part, text in docstrings(importlib.import_module(name)).items():
+        tree = publish_doctree(
+            inspect.cleandoc(text), settings_overrides=dict(report_level=Reporter.SEVERE_LEVEL, halt_level=5)
+        )
+        told = [one.astext() for one in tree.findall() if one.tagname == "problematic"]
+        assert not [one for one in told if not one.startswith((":", "`"))], f"{part}: {told}"

@@ -112,7 +112,7 @@ def generate(transformer, noise: torch.Tensor, given: torch.Tensor, embeds: torc
 
 
 def noise_of(seeds: Iterable[int], shape: Sequence[int], seed: int = 0) -> torch.Tensor:
-    """Starting noise (n, *shape): a function of the noise seed and of each puzzle's seed, whatever the batch."""
+    """Starting noise (n, ...) of n films of a shape: a function of the noise seed and of each puzzle's seed alone."""
     streams = [torch.Generator().manual_seed((seed * 1_000_003 + int(one)) % 2**63) for one in seeds]
     return torch.stack([torch.randn(*shape, generator=stream) for stream in streams])
 
