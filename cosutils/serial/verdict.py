@@ -345,13 +345,6 @@ def flips(folder: Path, key: tuple, length: int) -> dict[str, list[tuple[float, 
     return {state: [(sigma, float(np.mean(values))) for sigma, values in line.items()] for state, line in rows.items()}
 
 
-def shown(value) -> str:
-    """A cell of a table: a number with its interval, or a word."""
-    if not isinstance(value, dict):
-        return str(value)
-    return f"{value['value']:.2f}" + (f" [{value['low']:.2f}, {value['high']:.2f}]" if "low" in value else "")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, default=Path("data/serial/validation"))
@@ -359,9 +352,13 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.records
     if given.students:
-        names = ("task", "layers", "variant", "steps", "first", "same", "long", "student", "lost", "won", "verdict")
-        rows = [[shown(row[name]) for name in names] for row in compressed(given.students, folder)]
-        print(tabulate(rows, names, tablefmt="github", disable_numparse=True))
+        names = ["task", "layers", "variant", "steps", "first", "same", "long", "student", "won", "lost", "low", "high"]
+        rows = []
+        for row in compressed(given.students, folder):
+            flat = row | {name: row[name]["value"] for name in names[4:10]}
+            flat |= {end: row["lost"].get(end, "") for end in ("low", "high")}
+            rows.append([*(flat[name] for name in names), row["verdict"]])
+        print(tabulate(rows, [*names, "verdict"], tablefmt="github", floatfmt=".2f"))
         return
     judged = summary(load_records(folder))
     write_json(folder / "summary.json", judged)
