@@ -37,6 +37,7 @@ from ..mini import known, split, tasks, text
 from ..mini.memory import RememberingWan
 from ..mini.model import SHIFT, condition, decode, noise_of, steps_of
 from ..pipelines.loading import data_folder, load
+from ..pipelines.schedule import flow_sigmas
 from .horizon import KINDS, trainings
 from .probes import auc
 
@@ -76,6 +77,14 @@ class Posed:
         """sigma, x_s and x0hat of every step of a run from noise."""
         return list(steps_of(transformer, self.noise(seed), self.given, self.words, steps, shift=self.shift))
 
+    def estimate(self, transformer, x: Tensor, sigma: float, memory: Tensor | None = None) -> Tensor:
+        """x0hat of one forward at x; memory: what a transformer that sees its last estimate sees, default nothing."""
+        remembers = isinstance(transformer, RememberingWan)
+        more = {"memory": torch.zeros_like(x) if memory is None else memory} if remembers else {}
+        level, words = x.new_full((len(x),), sigma * 1000), self.words.expand(len(x), -1, -1)
+        v = transformer(torch.cat([x, self.given], 1), level, words, return_dict=False, **more)[0]
+        return x - sigma * v.float()
+
 
 def _share(rows: np.ndarray) -> float:
     return round(float(rows.mean()), 4)
@@ -94,22 +103,16 @@ def dependence(transformer, asked: Posed, steps: int) -> list[dict[str, Any]]:
     second.
     """
     runs = [asked.run(transformer, steps, seed) for seed in (0, 1)]
-    remembers, rows = isinstance(transformer, RememberingWan), []
-
-    def estimate(x: Tensor, sigma: float, memory: Tensor) -> Tensor:
-        more = {"memory": memory} if remembers else {}
-        level, words = x.new_full((len(x),), sigma * 1000), asked.words.expand(len(x), -1, -1)
-        v = transformer(torch.cat([x, asked.given], 1), level, words, return_dict=False, **more)[0]
-        return x - sigma * v.float()
-
+    rows = []
     for step in range(1, steps):
         sigma, x, x0 = runs[0][step]
         own, other = runs[0][step - 1][2], runs[1][step - 1][2]
         films = dict(own=own, truth=asked.truth, other=other, noise=torch.zeros_like(own))
         states = {name: asked.noised(x0_of, sigma, step) for name, x0_of in films.items()}
-        changed = {name: estimate(state, sigma, own) for name, state in states.items()}
-        if remembers:
-            changed |= dict(memory=estimate(x, sigma, other), none=estimate(x, sigma, torch.zeros_like(x)))
+        changed = {name: asked.estimate(transformer, state, sigma, own) for name, state in states.items()}
+        if isinstance(transformer, RememberingWan):
+            for name, memory in dict(memory=other, none=None).items():
+                changed[name] = asked.estimate(transformer, x, sigma, memory)
         leads = asked.leaders(x0)
         row: dict[str, Any] = dict(step=step, sigma=round(sigma, 4), right=_share(asked.is_right(leads)))
         for name, estimated in changed.items():
@@ -128,8 +131,7 @@ def recovery(transformer, asked: Posed, steps: int) -> list[dict[str, float]]:
     One row a step with sigma, `right` (decision accuracy at the end) and `kept` (the wrong answer that was put in leads
     at the end).
     """
-    rows = []
-    sigmas = [sigma for sigma, _, _ in asked.run(transformer, steps)]
+    rows, sigmas = [], flow_sigmas(steps, asked.shift).tolist()
     for at in range(1, steps):
         state = asked.noised(asked.wrong, sigmas[at], at)
         *_, (_, _, last) = steps_of(
@@ -156,11 +158,7 @@ def verifier(transformer, asked: Posed, steps: int, sigma: float = 0.8, draws: i
     right = asked.is_right(leads)
     change, same = torch.zeros(len(last)), np.zeros(len(last))
     for draw in range(draws):
-        if isinstance(transformer, RememberingWan):
-            transformer.forget()
-        x = asked.noised(last, sigma, draw)
-        level, words = x.new_full((len(x),), sigma * 1000), asked.words.expand(len(x), -1, -1)
-        back = x - sigma * transformer(torch.cat([x, asked.given], 1), level, words, return_dict=False)[0].float()
+        back = asked.estimate(transformer, asked.noised(last, sigma, draw), sigma)
         change += (back - last).square().mean((1, 2, 3, 4)) / draws
         same += (asked.leaders(back) == leads) / draws
     found = dict(

@@ -61,6 +61,11 @@ def load_records(folder: Path) -> list[dict]:
     return found
 
 
+def _key(args: dict, depth: int | str) -> tuple:
+    """Key in `groups` of a record's arguments."""
+    return args["task"], args["film"], str(depth), args["variant"], args["scale"], args["samples"]
+
+
 def groups(records: list[dict]) -> dict[tuple, list[dict]]:
     """Records that differ in the training seed alone, one entry for each depth of a looped model: key (task,
     film, depth, variant, scale, samples), depth in blocks gone through."""
@@ -72,8 +77,7 @@ def groups(records: list[dict]) -> dict[tuple, list[dict]]:
         for loops in sorted({row.get("loops", 1) for row in one["curves"]}):
             rows = [row for row in one["curves"] if row.get("loops", 1) == loops]
             tied = f"{args['layers']}x{loops}" if args["loops"] else str(args["layers"])
-            key = (args["task"], args["film"], tied, args["variant"], args["scale"], args["samples"])
-            found[key].append(one | {"curves": rows})
+            found[_key(args, tied)].append(one | {"curves": rows})
     return dict(found)
 
 
@@ -294,8 +298,7 @@ def _causes(folder: Path, key: tuple, measure: str, length: int) -> list[list[di
     """
     found = []
     for one in load_records(folder):
-        args = one["arguments"]
-        if (args["task"], args["film"], str(args["layers"]), args["variant"], args["scale"], args["samples"]) == key:
+        if _key(one["arguments"], one["arguments"]["layers"]) == key:
             found.append([row for row in one[measure] if row["length"] == length])
     if not any(found):
         told = ", ".join(map(str, key))
