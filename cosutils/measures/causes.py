@@ -8,7 +8,8 @@ Where picture and prompt determine the answer, an exact denoiser says the same a
 state (and to a memory) can be a chain. The mistake that is put in is the film of a wrong answer behind the given first
 frame.
 
-The rules, older than the run (as in `data/serial/rules.yaml`). A mistake put in at a noise level is *mended* where the
+The rules, as in `data/serial/rules.yaml` and older than what they judge here; of the verifier's the lower end was added
+after the testbed's sealed reading, before any area of the ten tasks was read. A mistake put in at a noise level is *mended* where the
 right answer then leads in the end at most .05 less often than without it, mean over trainings. A memory *helps* to mend
 where the interval of the difference (with minus without, mean over the noise levels, Student's over trainings) lies
 above 0, and *hurts* where it lies below. The verifier has *room* where the right answer leads in a share between .2 and
