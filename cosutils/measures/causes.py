@@ -8,13 +8,14 @@ Where picture and prompt determine the answer, an exact denoiser says the same a
 state (and to a memory) can be a chain. The mistake that is put in is the film of a wrong answer behind the given first
 frame.
 
-The rules, as in `data/serial/rules.yaml` and older than what they judge here; of the verifier's the lower end was added
-after the testbed's sealed reading, before any area of the ten tasks was read. A mistake put in at a noise level is *mended* where the
-right answer then leads in the end at most .05 less often than without it, mean over trainings. A memory *helps* to mend
-where the interval of the difference (with minus without, mean over the noise levels, Student's over trainings) lies
-above 0, and *hurts* where it lies below. The verifier has *room* where the right answer leads in a share between .2 and
-.8, and is *usable* where at one of its noise levels the mean area under the curve is .70 or more, with the lower end of
-Student's interval over trainings above .50, which is blind. The puzzles come from sealed seeds.
+The rules, as in `data/serial/rules.yaml` and older than what they judge here; of the verifier's the lower end was
+added after the testbed's sealed reading, before any area of the ten tasks was read. A mistake put in at a noise level
+is *mended* where the right answer then leads in the end at most .05 less often than without it, mean over trainings.
+A memory *helps* to mend where the interval of the difference (with minus without, mean over the noise levels,
+Student's over trainings) lies above 0, and *hurts* where it lies below. The verifier has *room* where the right
+answer leads in a share between .2 and .8, and is *usable* where at one of its noise levels the mean area under the
+curve is .70 or more, with the lower end of Student's interval over trainings above .50, which is blind. The puzzles
+come from sealed seeds.
 """
 
 from __future__ import annotations
