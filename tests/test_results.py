@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cosutils.metrics import over_trainings
 from cosutils.report import results
 from cosutils.report.results import (
     beside,
@@ -17,6 +18,7 @@ from cosutils.report.results import (
     compare,
     interval_text,
     mean_of,
+    over_runs,
     rate_gap,
     rate_of,
     record_numbers,
@@ -250,3 +252,20 @@ def test_numbers_of_several_trainings_keep_their_order_of_seeds(tmp_path):
     assert {kind: rows.tolist() for kind, rows in found.items()} == {"plain": [0.1, 0.3], "memory": [0.4, 0.6]}
     with pytest.raises(ValueError, match="0 trainings of plain and memory have maze/other of 03_noise"):
         by_training(tmp_path, ["plain", "memory"], "03_noise", "maze/other")
+
+
+def test_several_trainings_are_one_record_with_their_number_as_n(tmp_path):
+    for seed, share in enumerate((0.9, 1.0, 0.98)):
+        numbers = {
+            "maze/share": dict(value=share, low=share - 0.1, high=1.0, n=200),
+            "maze/candidates": dict(value=1 + share, low=1.5, high=2.5, n=200),
+            f"maze/of seed {seed}": dict(value=1.0),
+        }
+        record_numbers(tmp_path / f"plain_seed{seed}", "03_noise", numbers, {})
+    found = over_runs(tmp_path, "plain", "03_noise")
+    assert found.keys() == {"maze/share", "maze/candidates"}
+    assert found["maze/candidates"] == over_trainings([1.9, 2.0, 1.98]) and found["maze/candidates"]["n"] == 3
+    assert found["maze/share"]["high"] == 1.0 < over_trainings([0.9, 1.0, 0.98])["high"]  # no share is above 1
+    assert found["maze/share"]["low"] == over_trainings([0.9, 1.0, 0.98])["low"]
+    with pytest.raises(ValueError, match="0 trainings of memory have 03_noise"):
+        over_runs(tmp_path, "memory", "03_noise")

@@ -29,7 +29,10 @@ from typing import Any
 from build_book import ROOT, preset_parameters, run_notebook
 from tqdm import tqdm
 
-TRAININGS = tuple(f"{kind}_seed{seed}" for kind in ("longer", "memory") for seed in (1, 2))
+TRAININGS = (
+    *(f"{kind}_seed{seed}" for kind in ("longer", "memory") for seed in (1, 2)),
+    *(f"scratch_seed{seed}" for seed in (1, 2, 3)),
+)
 PRESETS = ("full", "shallow", "longer", "memory", *TRAININGS)
 PLAIN = ("cos-mini", "cos-mini-shallow", "cos-mini-two", "cos-mini-longer", "cos-mini-memory")
 MODELS = dict.fromkeys(PLAIN, "1 4 20") | {"cos-mini-student": "4"}  # numbers of steps that are scored

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from .. import __version__
 from .._check import is_whole
 from .._files import read_json, sha256, write_json
-from ..metrics import bootstrap_interval, rate_interval
+from ..metrics import bootstrap_interval, over_trainings, rate_interval
 from ..pipelines.loading import SUMS, data_folder
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "curve_of",
     "interval_text",
     "mean_of",
+    "over_runs",
     "rate_gap",
     "rate_of",
     "read_numbers",
@@ -209,14 +210,37 @@ def by_training(
     They lie in `results`/<kind>, <kind>_seed1, ...; a seed that a kind lacks is left out. ValueError where fewer than
     two are left.
     """
-    root = pathlib.Path(results)
-    seeds = ["", *sorted(path.name.removeprefix(kinds[0]) for path in root.glob(f"{kinds[0]}_seed?"))]
-    paths = [[root / f"{kind}{seed}" / f"{section}.json" for kind in kinds] for seed in seeds]
-    rows = [[read_numbers(path) for path in row] for row in paths if all(path.is_file() for path in row)]
+    rows = _trainings(pathlib.Path(results), kinds, section)
     values = [[numbers[name]["value"] for numbers in row] for row in rows if all(name in numbers for numbers in row)]
     if len(values) < 2:
-        raise ValueError(f"{len(values)} trainings of {' and '.join(kinds)} have {name} of {section} in {root}")
+        raise ValueError(f"{len(values)} trainings of {' and '.join(kinds)} have {name} of {section} in {results}")
     return dict(zip(kinds, np.array(values).T, strict=True))
+
+
+def _trainings(root: pathlib.Path, kinds: Sequence[str], section: str) -> list[list[dict[str, dict[str, Any]]]]:
+    """The numbers of each training that all kinds have: a row for each seed, in it one record for each kind."""
+    seeds = ["", *sorted(path.name.removeprefix(kinds[0]) for path in root.glob(f"{kinds[0]}_seed?"))]
+    paths = [[root / f"{kind}{seed}" / f"{section}.json" for kind in kinds] for seed in seeds]
+    return [[read_numbers(path) for path in row] for row in paths if all(path.is_file() for path in row)]
+
+
+def over_runs(results: str | os.PathLike[str], kind: str, section: str) -> dict[str, dict[str, Any]]:
+    """The stored runs of one kind of model as one record: each number that all its trainings have, `over_trainings`.
+
+    n is the number of trainings. Where the interval of every training lies in [0, 1], as that of a share does, the one
+    over them is cut there. They lie as for `by_training`; ValueError where there are fewer than two.
+    """
+    records = [row[0] for row in _trainings(pathlib.Path(results), [kind], section)]
+    if len(records) < 2:
+        raise ValueError(f"{len(records)} trainings of {kind} have {section} in {results}")
+    found = {}
+    for name in records[0]:
+        own = [record[name] for record in records if name in record]
+        if len(own) == len(records):
+            found[name] = number = over_trainings([one["value"] for one in own])
+            if all(one["low"] is not None and 0 <= one["low"] <= one["high"] <= 1 for one in own):
+                number |= dict(low=max(0.0, number["low"]), high=min(1.0, number["high"]))
+    return found
 
 
 def stored_numbers(path: str | os.PathLike[str], **facts: Any) -> dict[str, dict[str, Any]]:
