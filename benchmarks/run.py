@@ -3,7 +3,7 @@
     python -m benchmarks.run                                        # cos-mini, or random weights of its size
     python -m benchmarks.run --repeats 15 --threads 4 --out runs
 
-Four questions, each with its bar; the exit status is 1 if a bar is missed.
+Five questions, four with a bar; the exit status is 1 if a bar is missed.
 
 capture   time of a run with energy capture at all layers and steps / time of a plain run, both
           with decoding (one video, in fresh processes, and 8 seeds in a batch)                    <= 1.02
@@ -11,6 +11,8 @@ sweep     time of a noise-at-step sweep over all steps with shared prefixes / of
 rate      FLOP/s while sampling (one video, and 8 seeds in a batch) / FLOP/s of a 1024 x 1024
           float32 matrix product                                                                   >= 0.30
 memory    peak memory after 16 streamed samples, each recorded with all raw states, / after 4      <= 1.02
+muon      time of a training step's optimizer in float32 / of torch's own, which rounds to bfloat16;
+          three blocks on the CPU, so that it depends on the processor's units for bfloat16
 
 Compared pieces alternate, every ratio is formed from neighbours in time, and the median over repeats is given
 with a bootstrap interval. Where a process happens to lay its memory shifts the ratio of a single video by up to a
@@ -47,6 +49,7 @@ from cosutils.metrics import bootstrap_interval
 from cosutils.mini import world
 from cosutils.mini.codec import PatchCodec
 from cosutils.mini.model import build_pipeline, build_transformer
+from cosutils.mini.muon import Muon
 from cosutils.pipelines.loading import load, seeded, settings, use_preset
 from cosutils.report.results import interval_text, record_numbers
 
@@ -167,6 +170,24 @@ def flop_rate(pipe: WanImageToVideoPipeline, repeats: int, seeds: int) -> list[f
     return ratios
 
 
+def muon_ratio(repeats: int) -> list[float]:
+    """One step of `Muon` / one of torch's own, on the matrices of three blocks; the order alternates."""
+    model = build_transformer(layers=3)
+    matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    for matrix in matrices:
+        matrix.grad = torch.randn_like(matrix)
+    steps = [Muon(matrices, lr=1e-6).step, torch.optim.Muon(matrices, lr=1e-6, adjust_lr_fn="match_rms_adamw").step]
+    ratios = []
+    for turn in range(repeats + 1):
+        took = {}
+        for step in steps if turn % 2 else steps[::-1]:
+            start = time.perf_counter()
+            step()
+            took[step] = time.perf_counter() - start
+        ratios.append(took[steps[0]] / took[steps[1]])
+    return ratios[1:]
+
+
 def peak_bytes(pipe: WanImageToVideoPipeline) -> int:
     """Most memory held so far, on the device, or by the process where that is the CPU."""
     if pipe.device.type == "cuda":
@@ -219,6 +240,7 @@ def main() -> int:
         "sweep_ratio": sweep_ratio(pipe, options.repeats),
         "flop_rate_one": flop_rate(pipe, options.repeats, 1),
         "flop_rate_batch": flop_rate(pipe, options.repeats, 8),
+        "muon": muon_ratio(options.repeats),
     }
     numbers = {"memory_growth": {"value": growth}, "memory_growth_if_kept": {"value": unstreamed}}
     for name, ratios in measured.items():

@@ -14,6 +14,7 @@ from ..pipelines.schedule import flow_sigmas
 from . import text
 from .codec import PatchCodec
 from .memory import RememberingWan
+from .muon import Muon
 from .tasks.base import Sample
 
 __all__ = [
@@ -61,7 +62,7 @@ def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     known = {id(p) for p in inside}
     rest = [p for p in model.parameters() if id(p) not in known]
     return [
-        torch.optim.Muon(inside, lr=1.0, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(inside, lr=1.0, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
