@@ -456,9 +456,9 @@ CHANGES = {
         "report/claims.py", "return -math.inf, math.inf", "return math.inf, -math.inf",
         "test_claims.py::test_claims_are_judged_by_task_and_a_missing_measure_decides_nothing",
     ),
-    "a few equal values taken for certainty": Change(
-        "report/claims.py", '(number["n"] or 0) < FEW', '(number["n"] or 0) < 0',
-        "test_claims.py::test_values_that_are_all_equal_decide_only_where_they_are_many",
+    "equal values taken for certainty": Change(
+        "report/claims.py", 'number["low"] == number["high"]', 'number["low"] > number["high"]',
+        "test_claims.py::test_values_that_are_all_equal_decide_nothing",
     ),
     "a reading of ours taken for a claim of the paper": Change(
         "report/claims.py", 'return ", our " in paper', 'return paper.startswith("none")',

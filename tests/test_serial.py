@@ -487,6 +487,22 @@ def recorded(seed, gain, layers=1, first=0.3):
     return dict(arguments=args, chance=0.2, curves=rows, split="report", weights="aa")
 
 
+def test_a_gain_is_serial_where_the_control_gains_less_than_half_of_it():
+    def judged(*, gain=0.1, first=0.3, seeds=3):
+        control = [recorded(seed, gain, first=first) for seed in range(seeds)]
+        for one in control:
+            one["arguments"] |= dict(task="ladder_most")
+        return verdict.summary([recorded(s, 0.5) for s in range(3)] + control)
+
+    (row,) = verdict.serial_gains(judged())
+    assert row["verdict"] == "supported" and row["depth"] == "1" and row["control"]["value"] == pytest.approx(0.1)
+    kinds = dict(gain=0.3), dict(gain=0.3, first=0.85)
+    words = [verdict.serial_gains(judged(**kind))[0]["verdict"] for kind in kinds]
+    assert words == ["not supported", "supported"]  # the second has nothing to gain
+    assert verdict.serial_gains(judged(seeds=2)) == []
+    assert verdict.serial_gains(verdict.summary([recorded(s, 0.0) for s in range(3)])) == []
+
+
 def test_verdicts_follow_the_rules():
     cases = [([recorded(s, 0.5) for s in range(3)], "supported"),
              ([recorded(s, 0.0) for s in range(3)], "not supported"),

@@ -253,6 +253,7 @@ def test_a_gradient_that_is_no_number_ends_the_run_too(run, tmp_path, monkeypatc
         (dict(seed=2000), "seed must be below 1125, got 2000"),
         (dict(rate=float("nan")), "rate must be a positive number, got nan"),
         (dict(shift=0), "shift must be a positive number, got 0"),
+        (dict(perturb=-0.1), "perturb must be a number from 0 on, got -0.1"),
         (dict(cooldown=1.5), "cooldown is a share of the samples, at most 1, got 1.5"),
         (dict(device="tpu"), "device is one of cpu, cuda, got 'tpu'"),
         (dict(precision="float16"), "precision is one of auto, float32, bfloat16, got 'float16'"),

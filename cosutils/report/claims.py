@@ -57,7 +57,6 @@ CLAIMS = pathlib.Path("../data/claims.yaml")  # as seen from the notebooks
 CALIBRATION = pathlib.Path("../data/results/calibration.json")
 NOT_MEASURED = "not measured"
 VERDICTS = ("supported", "undecided", "not supported", "no room", "not diagnostic", NOT_MEASURED)
-FEW = 60  # of fewer equal values more than 5 % may be others: rule of three, 3 / n at 95 % (Hanley 1983, JAMA 249:1743)
 
 
 @dataclass(frozen=True)
@@ -139,8 +138,8 @@ def load_claims(path: str | os.PathLike[str] = CLAIMS) -> dict[str, dict[str, An
 def interval(number: Mapping[str, Any] | None) -> tuple[float, float]:
     """(low, high) of a recorded number for `verdict`: without limits where the number says too little.
 
-    It does where it is missing, has no interval, or is the mean of fewer than `FEW` values that are all equal: a
-    bootstrap of these has width 0, whatever other values there are. Rates have Wilson intervals, which are never that.
+    It does where it is missing, has no interval, or is the mean of values that are all equal: a bootstrap of these has
+    width 0, whatever other values there are. Rates have Wilson intervals, which are never that.
     """
     if number is None or number.get("low") is None or _still(number):
         return -math.inf, math.inf
@@ -148,8 +147,8 @@ def interval(number: Mapping[str, Any] | None) -> tuple[float, float]:
 
 
 def _still(number: Mapping[str, Any]) -> bool:
-    """Is it the mean of few values that are all equal?"""
-    return number.get("low") is not None and number["low"] == number["high"] and (number["n"] or 0) < FEW
+    """Is it the mean of values that are all equal?"""
+    return number.get("low") is not None and number["low"] == number["high"]
 
 
 def verdict(intervals: Sequence[tuple[float, float]], claimed: Sequence[tuple[float, float]]) -> str:

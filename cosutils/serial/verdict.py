@@ -40,6 +40,7 @@ __all__ = [
     "load_records",
     "measured",
     "mended",
+    "serial_gains",
     "summary",
     "told",
     "usual",
@@ -47,6 +48,10 @@ __all__ = [
 ]
 
 END, LEAST, ROOM, GAIN, SURE = 32, 3, 0.5, 0.2, 0.1  # steps, seeds, one pass at most, gain at least, lower end above
+HALF, FULL = (
+    0.5,
+    0.8,
+)  # share of the gain that a control without a chain stays below, and its first pass that leaves none
 LOST, KEPT = 1.0, 0.5  # lengths that a student loses at least, and what is surely lost or surely not
 KEY = ("task", "film", "depth", "variant", "scale", "samples")
 STAIRCASE = "levels, staircase"  # those models with rows that are denoised one after the other
@@ -276,6 +281,27 @@ def by_depth(judged: dict, task: str, film: str, variant: str) -> dict[int, dict
     found = groups_of(judged)
     depths = sorted(int(key[2]) for key in found if key[2].isdigit() and key == usual(task, film, int(key[2]), variant))
     return {depth: found[usual(task, film, depth, variant)] for depth in depths}
+
+
+def serial_gains(judged: dict) -> list[dict]:
+    """Is the gain of steps serial? One row for each supported group of the ladder lottery that has a control.
+
+    The control is the group of `ladder_most` that is alike otherwise, at the length at which the steps gain most. Keys:
+    depth, variant, length, gain (of the ladder), first and control (one pass of the control and its gain), and
+    verdict: "supported" where the control gains less than `HALF` of the ladder's mean gain, or its one pass lies above
+    `FULL`; else "not supported".
+    """
+    found, rows = groups_of(judged), []
+    for key, row in found.items():
+        control, most = found.get(("ladder_most", *key[1:])), best(row)
+        if key[0] == "ladder" and row["verdict"] == "supported" and control and most:
+            same = next((one for one in control["lengths"] if one["length"] == most["length"]), None)
+            if same is not None and control["seeds"] >= LEAST:
+                serial = same["gain"]["value"] < HALF * most["gain"]["value"] or same["first"]["value"] > FULL
+                rows.append(dict(depth=row["depth"], variant=row["variant"], length=most["length"], gain=most["gain"],
+                                 first=same["first"], control=same["gain"],
+                                 verdict="supported" if serial else "not supported"))  # fmt: skip
+    return rows
 
 
 def told(depths: dict[int, dict]) -> str:

@@ -67,6 +67,8 @@ class Plan:
     for the faster of both on this machine; split: "seed", or "content" to leave out every puzzle that `split.part`
     keeps for reports and validation; lengths: numbers of frames in which films are told, `world.retimed`, one for
     each step and drawn at random; seed: of films and noise; init: a pipeline folder whose weights to start from;
+    perturb: how many times its noise a state gets once more, unknown to the model (input perturbation, Ning et al.
+    2023, arXiv 2301.11706), so that it meets states that a run has spoilt;
     teacher: a pipeline folder to distil a four-step student from (give it as `init` too), which has no memory.
     """
 
@@ -85,6 +87,7 @@ class Plan:
     precision: str = "auto"
     split: str = "seed"
     lengths: tuple[int, ...] = (world.FRAMES,)
+    perturb: float = 0.0
     init: Path | None = None
     teacher: Path | None = None
 
@@ -96,6 +99,10 @@ class Plan:
         for name in ("rate", "cooldown", "shift"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+        if not 0 <= self.perturb < math.inf:
+            raise ValueError(f"perturb must be a number from 0 on, got {self.perturb!r}")
+        if self.perturb and self.teacher is not None:
+            raise ValueError("a student learns from its teacher's states: leave out either perturb or teacher")
         if self.cooldown > 1:
             raise ValueError(f"cooldown is a share of the samples, at most 1, got {self.cooldown!r}")
         for name, known in (
@@ -431,7 +438,12 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
             if tutor is None:
                 u = torch.rand(len(x0), generator=generator, device=device)
                 s = shifted(u, plan.shift)
-                x, target = torch.lerp(x0, x1, s[:, None, None, None, None]), x1 - x0
+                noise = (
+                    x1 + plan.perturb * torch.randn(x0.shape, generator=generator, device=device)
+                    if plan.perturb
+                    else x1
+                )
+                x, target = torch.lerp(x0, noise, s[:, None, None, None, None]), x1 - x0
             else:
                 part = torch.randint(4, (len(x0),), generator=generator, device=device)
                 x, s, target = teach(tutor, x0, x1, given, words, part)
@@ -504,6 +516,12 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument(
         "--lengths", type=int, nargs="+", default=Plan.lengths, help="frames in which films are told, of 5, 9, 13, 17"
+    )
+    parser.add_argument(
+        "--perturb",
+        type=float,
+        default=Plan.perturb,
+        help="input perturbation: further noise, as a share of the state's",
     )
     parser.add_argument(
         "--init",
