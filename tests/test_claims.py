@@ -140,6 +140,8 @@ def test_a_summary_counts_cells_and_leaves_out_those_without_room(rules):
     assert (pruning.verdict, pruning.ours, several.ours) == ("not measured", True, False)
     known = {f"guess/t{k}/alive": number(2, 3) for k in range(3)}
     assert summarise(rules(numbers, known))[0].verdict == "not diagnostic"
+    still = {"t4/alive": dict(value=1, low=1, high=1, n=200), "t4/first": number(0, 0.1)}
+    assert summarise(rules(numbers | still))[0].verdict == "undecided"  # it cannot be pooled, and says no effect
 
 
 def test_a_claim_whose_measure_was_never_recorded_is_named(tmp_path):

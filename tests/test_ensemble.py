@@ -173,6 +173,7 @@ def test_all_is_undone_after_an_exception(pipe):
         ({"size": 0}, {}, "size must be 1 or more, got 0"),
         ({"size": 2}, {}, "a batch of 3 videos does not divide into groups of 2"),
         ({}, {"prompt": [P, P, Q]}, "row 2 has another prompt than its group of 3 seeds"),
+        ({}, {"negative_prompt": [P, Q, P]}, "row 1 has another negative_prompt than its group of 3 seeds"),
         ({}, {"num_videos_per_prompt": 2, "generator": None}, "not num_videos_per_prompt"),
         ({}, {"generator": tiny.call(seed=[0, 1, 0])["generator"]}, "seed 0 is given twice in a group of 3"),
     ],
@@ -182,6 +183,14 @@ def test_bad_ensembles_are_refused(pipe, arguments, call, message):
     with pytest.raises(ValueError, match=message), ensemble(pipe, **arguments):
         pipe(**tiny.call([P] * 3, seed=[0, 1, 2]) | call)
     untouched(pipe)
+
+
+def test_embeddings_of_two_prompts_are_not_merged(pipe):
+    two, _ = pipe.encode_prompt([P, Q], do_classifier_free_guidance=False, max_sequence_length=8)
+    call = tiny.call([P] * 2, seed=[0, 1]) | {"prompt": None, "prompt_embeds": two}
+    with pytest.raises(ValueError, match="row 1 has another prompt_embeds than its group of 2 seeds"):
+        with ensemble(pipe, layers=1, steps=0):
+            pipe(**call)
 
 
 def test_one_seed_may_serve_two_groups_and_numpy_counts(pipe):
@@ -197,6 +206,9 @@ def test_bad_continuations_are_refused(pipe):
         merge_then_single(pipe, layers=1, steps=0, keep=2, **call)
     with pytest.raises(ValueError, match="step 4 is the last of this run"):
         merge_then_single(pipe, layers=1, steps=[4], **call)
+    for missing in ("layers", "steps"):
+        with pytest.raises(ValueError, match="needs chosen layers and steps"):
+            merge_then_single(pipe, **dict(layers=1, steps=0) | {missing: None}, **call)
     with pytest.raises(ValueError, match="the list of prompts is empty"):
         merge_then_single(pipe, layers=1, steps=0, **call | {"prompt": []})
     with pytest.raises(TypeError, match="keep must be an integer, got 0.5"):

@@ -53,6 +53,15 @@ def test_a_failed_job_leaves_its_numbers_and_runs_again(root, capsys):
         assert "ZeroDivisionError" in capsys.readouterr().out
 
 
+def test_a_job_that_raises_does_not_cost_the_others_their_entry(root, monkeypatch, capsys):
+    monkeypatch.setattr(full_results, "COMMANDS", {"other": []})
+    (root / "data" / "results").mkdir(parents=True)
+    (root / "data" / "results" / "full").write_text("a file in the way of the folder")
+    assert full_results.run_all(root, 1, None, False) == 1
+    assert list(json.loads((root / "_build" / "full" / "done.json").read_text())) == ["other"]
+    assert "FileExistsError" in capsys.readouterr().out
+
+
 def test_a_page_of_another_preset_runs_where_it_is_asked_for(root):
     (root / "notebooks" / "params" / "large.yaml").write_text("01_page: {n: 4}\n")
     assert [job.name for job in full_results.jobs(root, {})] == ["full/01_page"]

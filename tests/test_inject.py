@@ -313,6 +313,31 @@ def test_bad_functions_are_refused(function, steps, error, message):
         pipe(**tiny.call())
 
 
+@pytest.mark.parametrize("edits, steps", [((noise_at_step(3),), None), ((lambda x, *_: x,), [0, 3])])
+def test_a_step_that_no_call_came_to_is_an_error(edits, steps):
+    pipe = tiny.build("a14b")
+
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = True
+        return tensors
+
+    with pytest.raises(RuntimeError, match=r"inject did not act at steps \[3\]: the call ended before them"):
+        with inject(pipe, *edits, steps=steps):
+            pipe(**tiny.call(), callback_on_step_end=stop)
+
+
+def test_a_function_cannot_change_the_estimate_that_it_is_shown():
+    pipe = tiny.build("a14b")
+
+    def careless(x, step, sigma, x0):
+        if x0 is not None:
+            x0.zero_()
+        return x
+
+    edit = renoise(2)
+    assert torch.equal(run_with(pipe, careless, edit).latents, run_with(pipe, edit).latents)
+
+
 def test_a_run_of_a_solver_that_draws_noise_cannot_begin_late():
     pipe = tiny.build("a14b")
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)

@@ -137,6 +137,14 @@ def test_bad_averages_are_refused(pipe, arguments, message):
     untouched(pipe)
 
 
+def test_seeds_of_different_prompts_are_not_averaged(pipe):
+    call = tiny.call(["a", "b"], seed=[0, 1])
+    with pytest.raises(ValueError, match="row 1 has another prompt than its group of 2 seeds"):
+        with average(pipe, "x0", 1):
+            pipe(**call)
+    untouched(pipe)
+
+
 def test_an_average_that_no_call_reaches_is_an_error(pipe):
     with record(pipe) as run:
         pipe(**tiny.call(**THREE))

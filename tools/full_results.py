@@ -122,8 +122,13 @@ def command_job(root: pathlib.Path, commands: list[list[str]]) -> str:
 
 
 def timed(run: Callable[[], str]) -> tuple[str, float]:
+    """What went wrong in a job ("": nothing) and its seconds; one that raises must not cost the others their entry."""
     start = time.perf_counter()
-    return run(), round(time.perf_counter() - start, 1)
+    try:
+        error = run()
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    return error, round(time.perf_counter() - start, 1)
 
 
 def jobs(root: pathlib.Path, done: dict[str, dict[str, Any]], only: list[str] | None = None) -> list[Job]:

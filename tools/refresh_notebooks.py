@@ -21,6 +21,7 @@ import json
 import os
 import pathlib
 import re
+import time
 from typing import Any
 
 import nbformat
@@ -136,10 +137,11 @@ def renew_findings(path: pathlib.Path) -> bool:
 def refresh(path: pathlib.Path, store: bool = False) -> bool:
     """Execute one notebook in its own folder; True when its stored bytes changed. Raises what a cell raises.
 
-    store: first put the numbers it recorded, `runs/<name>.json`, in the place of `data/results/<name>.json`.
+    store: first put the numbers it recorded, `runs/<name>.json`, in the place of `data/results/<name>.json`; of a page
+    that records none nothing is stored.
     """
     before = path.read_bytes()
-    nb = read(path)
+    nb, began = read(path), time.time()
     resources = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(
         nb, timeout=7200, startup_timeout=1800, kernel_name="python3", resources=resources, record_timing=False
@@ -147,9 +149,9 @@ def refresh(path: pathlib.Path, store: bool = False) -> bool:
     with client.setup_kernel():
         for index, cell in enumerate(nb.cells):
             client.execute_cell(cell, index)
-        if store:
-            name, top = f"{path.stem}.json", path.parent.parent
-            write_text(top / "data" / "results" / name, (top / "runs" / name).read_text(encoding="utf-8"))
+        recorded, stored = (path.parent.parent / place / f"{path.stem}.json" for place in ("runs", "data/results"))
+        if store and recorded.is_file() and recorded.stat().st_mtime >= began:  # some pages record nothing
+            write_text(stored, recorded.read_text(encoding="utf-8"))
             count = cell.execution_count
             client.execute_cell(cell, index)
             cell.execution_count = count

@@ -48,9 +48,10 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or (torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b))
 
 
-def _rows_of(value: Any, count: int) -> TypeGuard[list[Any] | Tensor]:
-    """Whether an argument of the call holds one entry for each of `count` videos."""
-    return isinstance(value, (list, Tensor)) and len(value) == count
+def _rows_of(value: Any, count: int, name: str) -> TypeGuard[list[Any] | Tensor]:
+    """Whether argument `name` of a call holds an entry for each of `count` videos; a picture (3, H, W) does not."""
+    one = name in ("image", "last_image") and isinstance(value, Tensor) and value.ndim < 4
+    return isinstance(value, (list, Tensor)) and len(value) == count and not one
 
 
 def _batch_of(arguments: Mapping[str, Any]) -> int:
@@ -61,7 +62,7 @@ def _batch_of(arguments: Mapping[str, Any]) -> int:
     return len(arguments["prompt_embeds"] if prompt is None else prompt)
 
 
-def _check_groups(arguments: Mapping[str, Any], size: int | None) -> int:
+def check_groups(arguments: Mapping[str, Any], size: int | None) -> int:
     """Seeds in each group; ValueError if the batch does not divide or a group mixes prompts or images."""
     batch = _batch_of(arguments)
     if batch == 0:
@@ -69,9 +70,9 @@ def _check_groups(arguments: Mapping[str, Any], size: int | None) -> int:
     size = batch if size is None else size
     if batch % size:
         raise ValueError(f"a batch of {batch} videos does not divide into groups of {size} seeds")
-    for name in ("prompt", "image"):
+    for name in PER_ROW:
         values = arguments.get(name)
-        if _rows_of(values, batch):
+        if name != "generator" and _rows_of(values, batch, name):
             for row in range(batch):
                 if not _same(values[row], values[row - row % size]):
                     raise ValueError(
@@ -79,7 +80,7 @@ def _check_groups(arguments: Mapping[str, Any], size: int | None) -> int:
                         "prompt and image next to each other and give their number as size"
                     )
     generators = arguments.get("generator")
-    if _rows_of(generators, batch) and arguments.get("latents") is None:
+    if _rows_of(generators, batch, "generator") and arguments.get("latents") is None:
         for row, one in enumerate(generators):
             for other in generators[row - row % size : row]:
                 if None not in (one, other) and one is not other and torch.equal(one.get_state(), other.get_state()):
@@ -120,7 +121,7 @@ def ensemble(
         nonlocal group
         if hub.arguments["num_videos_per_prompt"] != 1:
             raise ValueError("give K seeds as prompt=[p] * K and a list of generators, not num_videos_per_prompt")
-        group = _check_groups(hub.arguments, size)
+        group = check_groups(hub.arguments, size)
         if mode == "pooled":  # a mean over all tokens; a merge position by position may see a part of them
             refuse_shards(hub.pipe, "ensemble with mode='pooled'")
 
@@ -168,7 +169,7 @@ def go_on(pipe: Any, first: Run, rows: list[int], **arguments: Any) -> tuple[Any
     run = first.rows(rows)
     single = {}
     for name, value in arguments.items():
-        if name in PER_ROW and _rows_of(value, batch):
+        if name in PER_ROW and _rows_of(value, batch, name):
             value = [value[row] for row in rows] if isinstance(value, list) else value[rows]
         single[name] = value
     single.pop("latents", None)
@@ -199,9 +200,12 @@ def merge_then_single(
     recording of the kept trajectory over all steps. ValueError where `ensemble` raises it, or if no step is
     left after the merged ones.
     """
-    layers, chosen = check_layers(pipe, layers), check_steps(steps) or frozenset({0})
+    chosen = check_steps(steps)
+    if layers is None or chosen is None:
+        raise ValueError("an ensemble needs chosen layers and steps: merging all of them leaves nothing to go on with")
+    layers = check_layers(pipe, layers)
     last = max(chosen)
-    batch, group = _batch_of(arguments), _check_groups(arguments, size)
+    batch, group = _batch_of(arguments), check_groups(arguments, size)
     keep = whole(keep, "keep")
     if not 0 <= keep < group:
         raise ValueError(f"no seed {keep!r} to keep: a group has {group} seeds (0..{group - 1})")

@@ -97,13 +97,16 @@ Function = Callable[[Tensor, int, float, Tensor | None], Tensor | None]
 
 class _Injector(Tap):
     """edits: of x_s, each at its own steps; functions act at `steps`, None is all. idle: functions that edited nothing
-    yet, by name.
+    yet, by name. missed: steps that were asked for and that no call came to yet.
     """
 
     def __init__(self, edits: tuple[Edit | Function, ...], steps: tuple[int, ...] | None = None):
         self.edits, self.steps = edits, steps
         self.names = [str(edit) if isinstance(edit, Edit) else function_name(edit) for edit in edits]
         self.idle = {name for name, edit in zip(self.names, edits, strict=True) if not isinstance(edit, Edit)}
+        self.missed = {edit.step for edit in edits if isinstance(edit, Edit) and edit.step is not None} | {
+            *(steps or ())
+        }
 
     def start(self, hub: Hub) -> None:
         frames, given = hub.size[0], hub.family.given(hub.pipe)
@@ -117,6 +120,7 @@ class _Injector(Tap):
                 raise ValueError(f"cannot edit latent frame {edit.frame}: choose {given}..{frames - 1}{why}")
 
     def edit(self, hub: Hub, step: int, x: Tensor) -> tuple[Tensor, str] | None:
+        self.missed.discard(step)
         done: list[str] = []
         for edit, name in zip(self.edits, self.names, strict=True):
             if isinstance(edit, Edit):
@@ -152,8 +156,9 @@ def _apply(edit: Edit, hub: Hub, step: int, x: Tensor) -> Tensor:
 
 
 def _ask(function: Function, name: str, hub: Hub, step: int, x: Tensor) -> Tensor | None:
-    """What a function makes of x (B, C, F, H, W); it gets a copy."""
-    new = function(x.to(torch.float32, copy=True), step, float(hub.sigmas[step]), hub.x0)
+    """What a function makes of x (B, C, F, H, W); it gets copies."""
+    x0 = None if hub.x0 is None else hub.x0.clone()
+    new = function(x.to(torch.float32, copy=True), step, float(hub.sigmas[step]), x0)
     if new is not None and (not isinstance(new, Tensor) or new.shape != x.shape):
         got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
         raise TypeError(f"{name} must return a tensor {tuple(x.shape)} or None, not {got}")
@@ -169,12 +174,12 @@ def inject(
     An edit is one of `noise_at_step`, `noise_at_frame`, `noise_at` and `renoise`, or a function of one's own that is
     called as `function(x, step, sigma, x0)` before the model sees x_s, at `steps` (None is all): x (B, C, F, H, W)
     float32, a copy; the absolute step; the noise level sigma in [0, 1]; the estimate x0hat of the step before, float32,
-    None where there is none. It returns the new x_s of the same shape, or None to leave it. Frames that the pipeline
-    sets itself, such as frame 0 of TI2V-5B, keep what it sets.
+    a copy too, None where there is none. It returns the new x_s of the same shape, or None to leave it. Frames that the
+    pipeline sets itself, such as frame 0 of TI2V-5B, keep what it sets.
 
     Raises TypeError for something else than edits and ValueError for a state that is not finite; a step or frame that
     the call does not have raises ValueError when the call has set its schedule, before the first forward. RuntimeError
-    at the end where `pipe` was not called or a function edited nothing.
+    at the end where `pipe` was not called, a function edited nothing, or no call came to a step that was asked for.
     """
     if not edits:
         raise TypeError(
@@ -190,6 +195,8 @@ def inject(
         yield edits
     if injector.idle:
         raise RuntimeError(f"inject edited nothing: {', '.join(sorted(injector.idle))} returned None at every step")
+    if injector.missed:
+        raise RuntimeError(f"inject did not act at steps {sorted(injector.missed)}: the call ended before them")
 
 
 def from_noise(pipe: DiffusionPipeline, edit: Edit, **arguments: Any) -> Any:

@@ -24,7 +24,7 @@ from torch import Tensor
 from .._check import whole
 from ..hooks._blocks import check_steps
 from ..hooks._call import Hub, Tap, tapped
-from ..hooks.ensemble import go_on, head
+from ..hooks.ensemble import check_groups, go_on, head
 from ..pipelines.check import experts
 from ..pipelines.families import only_wan
 
@@ -73,6 +73,9 @@ class _Average(Tap):
         self.what, self.steps = what, steps
         self.missed = set(steps)
 
+    def check(self, hub: Hub) -> None:
+        check_groups(hub.arguments, None)
+
     def start(self, hub: Hub) -> None:
         if max(self.steps) >= hub.steps:
             raise ValueError(f"no step {max(self.steps)}: this run has {hub.steps} steps (0..{hub.steps - 1})")
@@ -104,7 +107,8 @@ def average(pipe: Any, what: str, steps: Iterable[int] | int) -> Iterator[None]:
     own noise n; "latents" replaces x_s by its mean over the seeds, whose noise is too weak by the factor sqrt(K);
     "rescaled" is the same with the noise brought back to the root mean square of the seeds' own. After these two
     all seeds are one. steps: from 1 on, as step 0 has no estimate yet. A batch of one seed is left as it is.
-    ValueError for another `what` or step; RuntimeError at the end for chosen steps that no call reached.
+    ValueError for another `what` or step and for seeds of different prompts or pictures; RuntimeError at the end for
+    chosen steps that no call reached.
     """
     only_wan(pipe, "average")
     if what not in AVERAGED:

@@ -361,7 +361,8 @@ def summarise(judgements: Sequence[Judgement]) -> list[Summary]:
 
     Judgements without room or without a measure do not count; where none is left, the verdict is theirs. Otherwise the
     `pooled` numbers are judged by the claim's ranges. The result is "not diagnostic" where most of the judgements that
-    say the same by their ranges are.
+    say the same by their ranges are, and "undecided" where a number was left out because its values are all equal: it
+    has no interval to be pooled by.
     """
     found = []
     for key in dict.fromkeys(one.key for one in judgements):
@@ -376,6 +377,8 @@ def summarise(judgements: Sequence[Judgement]) -> list[Summary]:
                 rows[measure] = pooled([number for number in given if not _still(number)])
             spans = [span for _, span in own[0].rows.values()]
             word = verdict([interval(number) for number in rows.values()], spans)
+            still = any(_still(number) for one in counted for number, _ in one.rows.values() if number is not None)
+            word = "undecided" if still else word
             same = [one for one in counted if one.by_ranges == word != "undecided"]
             if 2 * sum(one.verdict == "not diagnostic" for one in same) > len(same):
                 word = "not diagnostic"

@@ -107,18 +107,31 @@ def rate_gap(
 
     same: False where they are of different runs, (n,) and (m,); n is the smaller number then.
 
-    Interval from the two Wilson intervals (Newcombe 1998, Stat. Med. 17:873, without the term for their
-    correlation): two events that were never seen do not make a difference of certainly zero.
+    Interval from the two Wilson intervals and, of the same runs, their correlation (Newcombe 1998, Stat. Med. 17:873
+    and 17:2635, method 10 of both): two events that were never seen do not make a difference of certainly zero.
     """
     if same and len(first) != len(second):
         raise ValueError(f"both rates are of the same runs, got {len(first)} and {len(second)}")
     a, b = rate_of(first), rate_of(second)
+    phi = _correlation(np.asarray(first, bool), np.asarray(second, bool)) if same else 0.0
     value = a["value"] - b["value"]
-    low = value - np.hypot(a["value"] - a["low"], b["high"] - b["value"])
-    high = value + np.hypot(a["high"] - a["value"], b["value"] - b["low"])
-    return dict(
-        value=value, low=float(low), high=float(high), n=min(a["n"], b["n"]), tolerance=max(0.02, float(high - low) / 2)
+
+    def reach(one: float, other: float) -> float:
+        return float(np.sqrt(one**2 - 2 * phi * one * other + other**2))
+
+    low = value - reach(a["value"] - a["low"], b["high"] - b["value"])
+    high = value + reach(a["high"] - a["value"], b["value"] - b["low"])
+    return dict(value=value, low=low, high=high, n=min(a["n"], b["n"]), tolerance=max(0.02, (high - low) / 2))
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Of two events in the same runs, (n,) bool, as method 10 takes it: a positive one is corrected by n / 2."""
+    n = len(first)
+    margins = float(first.sum() * second.sum()) * float((~first).sum() * (~second).sum())
+    excess = float(
+        (first & second).sum() * (~first & ~second).sum() - (first & ~second).sum() * (~first & second).sum()
     )
+    return (max(0.0, excess - n / 2) if excess > 0 else excess) / np.sqrt(margins) if margins else 0.0
 
 
 def curve_of(

@@ -160,6 +160,11 @@ def record(folder: Path, out: Path, split: str, each: int) -> None:
     write(out / split / f"{folder.name}.json", facts)
 
 
+def _is_of(stored: dict, weights: Path, each: int) -> bool:
+    """Is a record of these weights, and of as many puzzles or more?"""
+    return stored["weights"] == sha256(weights) and stored["each"] >= each
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="shipped runs, default all")
@@ -167,7 +172,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/serial"))
     parser.add_argument("--report", action="store_true", help="the sealed puzzles instead of validation")
     parser.add_argument("--each", type=int, default=128, help="puzzles of each length")
-    parser.add_argument("--again", action="store_true", help="also what has a record of the same weights")
+    parser.add_argument(
+        "--again", action="store_true", help="also what has a record of the same weights and of as many puzzles"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     split = "report" if args.report else "validation"
@@ -176,7 +183,7 @@ def main() -> None:
         parser.error(f"no run {unknown[0]!r} in {args.runs}: choose from {', '.join(shipped) or 'none'}")
     for name in args.names or shipped:
         stored = args.out / split / f"{name}.json"
-        kept = stored.is_file() and not args.again and read_json(stored)["weights"] == sha256(shipped[name])
+        kept = stored.is_file() and not args.again and _is_of(read_json(stored), shipped[name], args.each)
         print(f"{name}: {'kept' if kept else 'measured'}", flush=True)
         if not kept:
             record(shipped[name].parent, args.out, split, args.each)

@@ -258,7 +258,7 @@ def train(out: Path, args: Arguments, device: str = "cpu") -> None:
     rows = [row for row in read_log(out / "log.jsonl") if row["seen"] <= done * CHUNK] if done else []
     embeds = embed()
     words = embeds.expand(args.batch, -1, -1).to(device)
-    chunks, before = args.samples // CHUNK, time.process_time()
+    chunks, before = args.samples // CHUNK, time.process_time() - (rows[-1]["cpu"] if rows else 0)
     for number in range(done, chunks):
         films, losses = chunk(args, number), []
         draws = torch.Generator().manual_seed(args.seed * 1_000_003 + number)
