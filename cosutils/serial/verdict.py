@@ -235,18 +235,23 @@ def best(row: dict) -> dict | None:
 
 
 def cells(judged: dict) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table of a `summary`, a row for each group: reach after 1, 4 and 32 steps, and verdict."""
+    """Head and rows of a table of a `summary`, a row for each group: reach after 1, 4 and 32 steps, d50 (the length where
+    half is decided), the largest gain, what the mean of 8 first estimates decides there, and the verdict.
+    """
     head = ["task, film", "blocks", "variant", "scale", "films", "seeds", "reach: 1 step", "4", str(END)]
+    head += ["d50: 1 step", f"d50: {END}", "largest gain with room", "mean of 8", "verdict"]
     rows = []
     for row in judged["groups"]:
         reach = [f"{row['reach'][steps]['horizon']['value']:.2f}" for steps in ("1", "4", str(END))]
         most = best(row)
-        gain = "none has room"
+        half = [f"{row['reach'][steps]['d50']['value']:.1f}" for steps in ("1", str(END))]
+        gain, eight = "none has room", ""
         if most:
+            eight = f"{most['parallel']['value']:.2f}"
             gain = f"{most['first']['value']:.2f} to {most['end']['value']:.2f} at {most['length']}"
         run = f"{row['task']}, {row['film']}", row["depth"], row["variant"], f"{row['scale']:g}", f"{row['samples']:,}"
-        rows.append([*map(str, run), str(row["seeds"]), *reach, gain, row["verdict"]])
-    return [*head, "largest gain with room", "verdict"], rows
+        rows.append([*map(str, run), str(row["seeds"]), *reach, *half, gain, eight, row["verdict"]])
+    return head, rows
 
 
 def usual(task: str, film: str, depth: int | str, variant: str) -> tuple:
