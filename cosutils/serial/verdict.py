@@ -235,8 +235,8 @@ def best(row: dict) -> dict | None:
 
 
 def cells(judged: dict) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table of a `summary`, a row for each group: reach after 1, 4 and 32 steps, d50 (the length where
-    half is decided), the largest gain, what the mean of 8 first estimates decides there, and the verdict.
+    """Head and rows of a table of a `summary`, a row for each group: reach after 1, 4 and 32 steps, d50 (the length
+    where half is decided), the largest gain, what the mean of 8 first estimates decides there, and the verdict.
     """
     head = ["task, film", "blocks", "variant", "scale", "films", "seeds", "reach: 1 step", "4", str(END)]
     head += ["d50: 1 step", f"d50: {END}", "largest gain with room", "mean of 8", "verdict"]
