@@ -31,7 +31,8 @@ coverage: .venv/.installed
 book: .venv/.installed
 	$(BIN)/python tools/build_book.py --preset $(PRESET) --workers $(WORKERS) $(if $(ONLY),--only $(ONLY))
 
-# regenerate every stored number (200 puzzles per condition, fewer where one is costly; about nine hours of CPU); goes on where it was stopped
+# regenerate every stored number (200 puzzles per condition, fewer where one is costly; about nine hours of CPU);
+# goes on where it was stopped
 full: .venv/.installed
 	$(BIN)/python tools/full_results.py
 

@@ -48,7 +48,7 @@ from cosutils.hooks.reductions import raw
 from cosutils.metrics import bootstrap_interval
 from cosutils.mini import world
 from cosutils.mini.codec import PatchCodec
-from cosutils.mini.model import build_pipeline, build_transformer
+from cosutils.mini.model import build_pipeline, build_transformer, optimizers
 from cosutils.mini.muon import Muon
 from cosutils.pipelines.loading import load, seeded, settings, use_preset
 from cosutils.report.results import interval_text, record_numbers
@@ -172,8 +172,7 @@ def flop_rate(pipe: WanImageToVideoPipeline, repeats: int, seeds: int) -> list[f
 
 def muon_ratio(repeats: int) -> list[float]:
     """One step of `Muon` / one of torch's own, on the matrices of three blocks; the order alternates."""
-    model = build_transformer(layers=3)
-    matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    matrices = optimizers(build_transformer(layers=3))[0].param_groups[0]["params"]
     for matrix in matrices:
         matrix.grad = torch.randn_like(matrix)
     steps = [Muon(matrices, lr=1e-6).step, torch.optim.Muon(matrices, lr=1e-6, adjust_lr_fn="match_rms_adamw").step]

@@ -610,6 +610,8 @@ def test_the_rules_in_words_are_the_rules_in_code():
         f"after {verdict.END} steps" in rules["measures"]["end"]
         and f"mean of {evaluate.PASSES} " in rules["measures"]["parallel"]
     )
+    serial = rules["claims"]["the_gain_is_serial"]["supported"]
+    assert verdict.HALF == 0.5 and "less than half" in serial and f"{verdict.FULL:.2f}"[1:] in serial
     words = " ".join(map(str, rules["claims"]["compressing_the_steps_costs_reach"].values()))
     assert f"{verdict.LOST:.1f} length" in words and words.count(f"{verdict.KEPT:.2f}"[1:]) == 2
     assert train.TAUGHT == 16 and "sixteen steps" in words and f"after {verdict.END} steps" in words

@@ -54,7 +54,7 @@ def _rows_of(value: Any, count: int, name: str) -> TypeGuard[list[Any] | Tensor]
     return isinstance(value, (list, Tensor)) and len(value) == count and not one
 
 
-def batch_of(arguments: Mapping[str, Any]) -> int:
+def _batch_of(arguments: Mapping[str, Any]) -> int:
     """Number of videos a call makes."""
     prompt = arguments.get("prompt")
     if isinstance(prompt, str):
@@ -62,8 +62,10 @@ def batch_of(arguments: Mapping[str, Any]) -> int:
     return len(arguments["prompt_embeds"] if prompt is None else prompt)
 
 
-def check_alike(arguments: Mapping[str, Any], batch: int, size: int) -> None:
-    """ValueError if a group of `size` consecutive videos mixes prompts, pictures or embeddings."""
+def check_alike(arguments: Mapping[str, Any], size: int | None = None) -> None:
+    """ValueError if a group of `size` consecutive videos, None: all, mixes prompts, pictures or embeddings."""
+    batch = _batch_of(arguments)
+    size = batch if size is None else size
     for name in PER_ROW:
         values = arguments.get(name)
         if name != "generator" and _rows_of(values, batch, name):
@@ -77,13 +79,13 @@ def check_alike(arguments: Mapping[str, Any], batch: int, size: int) -> None:
 
 def _check_groups(arguments: Mapping[str, Any], size: int | None) -> int:
     """Seeds in each group; ValueError if the batch does not divide or a group mixes prompts or images."""
-    batch = batch_of(arguments)
+    batch = _batch_of(arguments)
     if batch == 0:
         raise ValueError("an ensemble of no video: the list of prompts is empty")
     size = batch if size is None else size
     if batch % size:
         raise ValueError(f"a batch of {batch} videos does not divide into groups of {size} seeds")
-    check_alike(arguments, batch, size)
+    check_alike(arguments, size)
     generators = arguments.get("generator")
     if _rows_of(generators, batch, "generator") and arguments.get("latents") is None:
         for row, one in enumerate(generators):
@@ -170,7 +172,7 @@ def head(pipe: Any, last: int, **arguments: Any) -> Run:
 
 def go_on(pipe: Any, first: Run, rows: list[int], **arguments: Any) -> tuple[Any, Run]:
     """Go on with some `rows` of a batch where `head` stopped; returns the output and these rows' whole recording."""
-    step, batch = max(first.x), batch_of(arguments)
+    step, batch = max(first.x), _batch_of(arguments)
     run = first.rows(rows)
     single = {}
     for name, value in arguments.items():
@@ -210,7 +212,7 @@ def merge_then_single(
         raise ValueError("an ensemble needs chosen layers and steps: merging all of them leaves nothing to go on with")
     layers = check_layers(pipe, layers)
     last = max(chosen)
-    batch, group = batch_of(arguments), _check_groups(arguments, size)
+    batch, group = _batch_of(arguments), _check_groups(arguments, size)
     keep = whole(keep, "keep")
     if not 0 <= keep < group:
         raise ValueError(f"no seed {keep!r} to keep: a group has {group} seeds (0..{group - 1})")

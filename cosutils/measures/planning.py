@@ -24,7 +24,7 @@ from torch import Tensor
 from .._check import whole
 from ..hooks._blocks import check_steps
 from ..hooks._call import Hub, Tap, tapped
-from ..hooks.ensemble import batch_of, check_alike, go_on, head
+from ..hooks.ensemble import check_alike, go_on, head
 from ..pipelines.check import experts
 from ..pipelines.families import only_wan
 
@@ -74,8 +74,7 @@ class _Average(Tap):
         self.missed = set(steps)
 
     def check(self, hub: Hub) -> None:
-        batch = batch_of(hub.arguments)
-        check_alike(hub.arguments, batch, batch)
+        check_alike(hub.arguments)
 
     def start(self, hub: Hub) -> None:
         if max(self.steps) >= hub.steps:

@@ -35,7 +35,7 @@ def orthogonal(
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon`, which rounds every update to bfloat16, without that.
 
-    A processor without units for bfloat16 needs 24 times as long for torch's own step as for this one.
+    A processor without units for bfloat16 needs many times as long for torch's own step (`benchmarks.run` measures it).
     adjust_lr_fn: "match_rms_adamw" alone. State and arguments are torch's, so that the states of both can be exchanged.
     """
 

@@ -372,12 +372,13 @@ def summarise(judgements: Sequence[Judgement]) -> list[Summary]:
         rows: dict[str, dict[str, Any] | None] = dict.fromkeys(own[0].rows)
         word = "no room" if cells["no room"] else NOT_MEASURED
         if counted:
+            still = False
             for measure in rows:
                 given = [number for one in counted if (number := one.rows[measure][0]) is not None]
-                rows[measure] = pooled([number for number in given if not _still(number)])
+                moving = [number for number in given if not _still(number)]
+                rows[measure], still = pooled(moving), still or len(moving) < len(given)
             spans = [span for _, span in own[0].rows.values()]
             word = verdict([interval(number) for number in rows.values()], spans)
-            still = any(_still(number) for one in counted for number, _ in one.rows.values() if number is not None)
             word = "undecided" if still else word
             same = [one for one in counted if one.by_ranges == word != "undecided"]
             if 2 * sum(one.verdict == "not diagnostic" for one in same) > len(same):

@@ -48,10 +48,7 @@ __all__ = [
 ]
 
 END, LEAST, ROOM, GAIN, SURE = 32, 3, 0.5, 0.2, 0.1  # steps, seeds, one pass at most, gain at least, lower end above
-HALF, FULL = (
-    0.5,
-    0.8,
-)  # share of the gain that a control without a chain stays below, and its first pass that leaves none
+HALF, FULL = 0.5, 0.8  # share of the gain that a control stays below, and its first pass above which it has none
 LOST, KEPT = 1.0, 0.5  # lengths that a student loses at least, and what is surely lost or surely not
 KEY = ("task", "film", "depth", "variant", "scale", "samples")
 STAIRCASE = "levels, staircase"  # those models with rows that are denoised one after the other
@@ -299,13 +296,15 @@ def serial_gains(judged: dict) -> list[dict]:
     found, rows = groups_of(judged), []
     for key, row in found.items():
         control, most = found.get(("ladder_most", *key[1:])), best(row)
-        if key[0] == "ladder" and row["verdict"] == "supported" and control and most:
-            same = next((one for one in control["lengths"] if one["length"] == most["length"]), None)
-            if same is not None and control["seeds"] >= LEAST:
-                serial = same["gain"]["value"] < HALF * most["gain"]["value"] or same["first"]["value"] > FULL
-                rows.append(dict(depth=row["depth"], variant=row["variant"], length=most["length"], gain=most["gain"],
-                                 first=same["first"], control=same["gain"],
-                                 verdict="supported" if serial else "not supported"))  # fmt: skip
+        if key[0] != "ladder" or row["verdict"] != "supported" or most is None:
+            continue
+        if control is None or control["seeds"] < LEAST:
+            continue
+        for same in (one for one in control["lengths"] if one["length"] == most["length"]):
+            serial = same["gain"]["value"] < HALF * most["gain"]["value"] or same["first"]["value"] > FULL
+            facts = dict(depth=row["depth"], variant=row["variant"], length=most["length"], gain=most["gain"])
+            facts |= dict(first=same["first"], control=same["gain"])
+            rows.append(facts | dict(verdict="supported" if serial else "not supported"))
     return rows
 
 

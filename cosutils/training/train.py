@@ -66,10 +66,10 @@ class Plan:
     every: films between two checkpoints; shift: of the noise levels drawn; precision: "float32", "bfloat16", or "auto"
     for the faster of both on this machine; split: "seed", or "content" to leave out every puzzle that `split.part`
     keeps for reports and validation; lengths: numbers of frames in which films are told, `world.retimed`, one for
-    each step and drawn at random; seed: of films and noise; init: a pipeline folder whose weights to start from;
-    perturb: how many times its noise a state gets once more, unknown to the model (input perturbation, Ning et al.
-    2023, arXiv 2301.11706), so that it meets states that a run has spoilt;
-    teacher: a pipeline folder to distil a four-step student from (give it as `init` too), which has no memory.
+    each step and drawn at random; seed: of films and noise; perturb: how many times its noise a state gets once more,
+    unknown to the model (input perturbation, Ning et al. 2023, arXiv 2301.11706), so that it meets states that a run
+    has spoilt; init: a pipeline folder whose weights to start from; teacher: a pipeline folder to distil a four-step
+    student from (give it as `init` too), which has no memory.
     """
 
     out: Path
@@ -438,11 +438,9 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
             if tutor is None:
                 u = torch.rand(len(x0), generator=generator, device=device)
                 s = shifted(u, plan.shift)
-                noise = (
-                    x1 + plan.perturb * torch.randn(x0.shape, generator=generator, device=device)
-                    if plan.perturb
-                    else x1
-                )
+                noise = x1
+                if plan.perturb:
+                    noise = x1 + plan.perturb * torch.randn(x0.shape, generator=generator, device=device)
                 x, target = torch.lerp(x0, noise, s[:, None, None, None, None]), x1 - x0
             else:
                 part = torch.randint(4, (len(x0),), generator=generator, device=device)
