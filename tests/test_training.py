@@ -18,8 +18,9 @@ from diffusers import WanImageToVideoPipeline
 
 from cosutils._files import new_folder, read_log, restore_folder, sha256
 from cosutils.mini import model as embedded
-from cosutils.mini import split, tasks
+from cosutils.mini import split, tasks, world
 from cosutils.mini.codec import PatchCodec
+from cosutils.mini.controls import control
 from cosutils.mini.memory import RememberingWan
 from cosutils.mini.model import build_pipeline, build_transformer
 from cosutils.pipelines.loading import load
@@ -230,6 +231,48 @@ def test_another_training_seed_sees_other_films_and_goes_on_with_them(run, tmp_p
     assert begun == [2 * train.APART, 2 * train.APART + 32]
 
 
+def test_own_states_are_those_of_eulers_steps_from_noise():
+    """One step goes straight, two read the velocity once more between, and none is taken where sigma stays 1."""
+    model = build_transformer(layers=1, width=32)
+    torch.nn.init.normal_(model.proj_out.weight, std=0.1)  # it begins as zero, and so would the velocity
+    noise, given = torch.randn(3, 16, 2, 10, 10), torch.randn(3, 20, 2, 10, 10)
+    words, s = torch.randn(3, 16, model.config.text_dim), torch.tensor([0.2, 0.6, 1.0])
+
+    def velocity(x, level):
+        return model(torch.cat([x, given], 1), level * 1000, words, return_dict=False)[0]
+
+    with torch.no_grad():
+        one = noise + train.wide(s - 1) * velocity(noise, torch.ones(3))
+        half = noise + train.wide(s - 1) / 2 * velocity(noise, torch.ones(3))
+        two = half + train.wide(s - 1) / 2 * velocity(half, (1 + s) / 2)
+    assert torch.allclose(train.own_states(model, noise, given, words, s, 1), one, atol=1e-5)
+    found = train.own_states(model, noise, given, words, s, 2)
+    assert torch.allclose(found, two, atol=1e-5) and not torch.allclose(found[:2], one[:2], atol=1e-3)
+    assert torch.equal(found[2], noise[2])
+
+
+@pytest.mark.slow
+def test_half_of_the_samples_begin_in_own_states_and_learn_the_truth(run, tmp_path, monkeypatch):
+    """The velocity learned there leads from the state to the film, and its error counts as that of the film."""
+    reached, learned, loss = [], [], torch.nn.functional.mse_loss
+    own_states = train.own_states
+
+    def watched(model, noise, given, words, s, steps):
+        reached.append((s, steps, own_states(model, noise, given, words, s, steps)))
+        return reached[-1][2]
+
+    monkeypatch.setattr(train, "own_states", watched)
+    monkeypatch.setattr(torch.nn.functional, "mse_loss", lambda v, t: learned.append(t.clone()) or loss(v, t))
+    encoded, encode = [], PatchCodec.encode_ids
+    monkeypatch.setattr(
+        PatchCodec, "encode_ids", lambda self, ids: encoded.append(encode(self, ids)) or encoded[-1].clone()
+    )
+    train.train(dataclasses.replace(run, out=tmp_path / "run", samples=16, every=16, rollout=2))
+    (s, steps, x), target, x0 = reached[0], learned[0], encoded[-1] if len(encoded) == 1 else encoded[0]
+    assert steps == 2 and len(s) == 8 and train.OWN[0] <= s.min() and s.max() <= train.OWN[1]
+    assert torch.allclose(x - target[:8], x0[:8], atol=1e-4)  # weighted by s: (x - x0) / s * s
+
+
 @pytest.mark.slow
 def test_a_gradient_that_is_no_number_ends_the_run_too(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
@@ -254,6 +297,9 @@ def test_a_gradient_that_is_no_number_ends_the_run_too(run, tmp_path, monkeypatc
         (dict(rate=float("nan")), "rate must be a positive number, got nan"),
         (dict(shift=0), "shift must be a positive number, got 0"),
         (dict(perturb=-0.1), "perturb must be a number from 0 on, got -0.1"),
+        (dict(rollout=-1), "rollout must be 0 or more, got -1"),
+        (dict(rollout=2, memory=True), "rollout goes without perturb, memory and teacher"),
+        (dict(rollout=2, perturb=0.1), "rollout goes without perturb, memory and teacher"),
         (dict(cooldown=1.5), "cooldown is a share of the samples, at most 1, got 1.5"),
         (dict(device="tpu"), "device is one of cpu, cuda, got 'tpu'"),
         (dict(precision="float16"), "precision is one of auto, float32, bfloat16, got 'float16'"),
@@ -500,9 +546,9 @@ def test_reported_scores_come_from_report_seeds(parent, tmp_path, monkeypatch, c
     """The command's puzzles: by default report seeds below the sealed ones, never a validation or training seed."""
     asked = {}
 
-    def scores(pipe, samples, steps):
+    def films_of(pipe, samples, steps):
         asked.setdefault(samples[0].task, samples)
-        return [sample.score(sample.video) for sample in samples]
+        return [sample.video for sample in samples]
 
     class Here:
         def __init__(self, *_):
@@ -516,7 +562,7 @@ def test_reported_scores_come_from_report_seeds(parent, tmp_path, monkeypatch, c
 
         map = staticmethod(map)
 
-    monkeypatch.setattr(evaluate, "scores", scores)
+    monkeypatch.setattr(evaluate, "films_of", films_of)
     monkeypatch.setattr(evaluate, "ProcessPoolExecutor", Here)
     argv = f"evaluate {parent} --puzzles 2 --steps 1 --out {tmp_path} {options}"
     monkeypatch.setattr(sys, "argv", argv.split())
@@ -527,7 +573,20 @@ def test_reported_scores_come_from_report_seeds(parent, tmp_path, monkeypatch, c
         assert within is None or {split.part(sample) for sample in samples} == {within}
     stored = json.loads((tmp_path / "start-scores.json").read_text())
     assert stored["provenance"]["seeds"][0] == seeds.start and options in stored["provenance"]["command"]
+    numbers, guess = stored["numbers"], np.mean([len(s.films) / len(s.options) for s in asked["maze"]])
+    assert numbers["maze/chance/decided"]["value"] == guess < numbers["maze/1 steps/decided"]["value"] == 1
     assert "| maze | 1.00 |" in capsys.readouterr().out
+
+
+def test_a_film_is_read_for_what_it_decides_and_for_what_it_draws():
+    """A jump to the right answer decides and does not move; a film that all answers share decides by a tie alone."""
+    maze = tasks.sample("maze", 0)
+    jump = evaluate.apart(maze, control("jump", maze))
+    assert jump["decided"] == jump["cells"] == 1 and jump["motion"] < 0.8 and not jump["solved"]
+    assert jump["score"] == jump["cells"] * jump["motion"]
+    mixture = np.mean([world.draw(film) for film in maze.possible.values()], 0)
+    mixed = evaluate.apart(maze, mixture.astype(np.float32))
+    assert 0 < mixed["decided"] < 1 and not mixed["solved"]
 
 
 @pytest.mark.parametrize(

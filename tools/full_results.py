@@ -39,7 +39,9 @@ MODELS = dict.fromkeys(PLAIN, "1 4 20") | {"cos-mini-student": "4"}  # numbers o
 STUDENTS = "data/serial/students"
 COMMANDS: dict[str, list[list[str]]] = {  # name of a job -> modules and their arguments, one after the other
     **{
-        f"scores/{model}": [["cosutils.training.evaluate", model, "--puzzles", "200", "--steps", *steps.split()]]
+        f"scores/{model}": [
+            ["cosutils.training.evaluate", model, "--puzzles", "200", "--steps", *steps.split(), "--sealed"]
+        ]
         for model, steps in MODELS.items()
     },
     "horizon": [["cosutils.measures.horizon"]],

@@ -23,8 +23,8 @@ from ..mini.tasks import Sample, Score, agreement
 from ..pipelines.loading import seeded, settings
 
 __all__ = [
-    "Trace", "alive", "blurred", "commitments", "decision", "estimates", "frame_lag", "leading", "measures", "opened",
-    "settling", "trace",
+    "Trace", "alive", "blurred", "commitments", "decided", "decision", "estimates", "frame_lag", "leading", "measures",
+    "opened", "settling", "trace",
 ]  # fmt: skip
 
 NAMED = ("tictactoe", "shelf", "find_shape", "rotation")  # tasks in which the prompt alone names the answer
@@ -155,21 +155,22 @@ def frame_lag(traces: Sequence[Trace]) -> np.ndarray:
 
 
 def decision(traces: Sequence[Trace], tie: float = 0.1) -> np.ndarray:
-    """Does a right answer lead each clean estimate, (runs, S) in [0, 1]: 1, 0, or its share of those that tie.
+    """Does a right answer lead each clean estimate, (runs, S) in [0, 1]: see `decided`."""
+    return _rows(traces, lambda one: decided(one.sample, one.evidence, tie))
+
+
+def decided(sample: Sample, evidence: np.ndarray, tie: float = 0.1) -> np.ndarray:
+    """Does a right answer lead, (S,) in [0, 1]: 1, 0, or its share of those that tie. evidence: (S, K) of K options.
 
     Candidates tie whose evidence lies less than a share `tie` below the largest: among K equal ones a right answer
     counts 1 / K. The read-out itself is that rough: in the even mixture of all walks of a maze, which share cells, the
     shares differ by a few percent, always to the disadvantage of the goal. 0 where there is no evidence for
     anything.
     """
-
-    def read(one: Trace) -> np.ndarray:
-        most = one.evidence.max(1, keepdims=True)
-        leads = (one.evidence >= (1 - tie) * most) & (most > 0)
-        is_right = np.array([name in one.sample.films for name in one.names])
-        return (leads & is_right).sum(1) / np.maximum(leads.sum(1), 1)
-
-    return _rows(traces, read)
+    most = evidence.max(1, keepdims=True)
+    leads = (evidence >= (1 - tie) * most) & (most > 0)
+    is_right = np.array([name in sample.films for name in sample.options])
+    return (leads & is_right).sum(1) / np.maximum(leads.sum(1), 1)
 
 
 def measures(traces: Sequence[Trace]) -> dict[str, np.ndarray]:

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .._check import whole, wholes
 from .._files import read_json, writable_folder
+from ..measures.chain import decided
 from ..metrics import bootstrap_interval, rate_interval
 from ..mini import split, tasks
 from ..mini.codec import PatchCodec
@@ -28,7 +31,12 @@ from ..mini.model import films_of
 from ..pipelines import loading
 from ..report.results import interval_text, record_numbers
 
-__all__ = ["measure", "scores", "side_by_side", "table"]
+__all__ = ["PARTS", "apart", "measure", "scores", "side_by_side", "table"]
+
+
+# of a film: answer * motion; a right answer leads the last frame; its share of right cells; that of the frames between;
+# every cell of the last frame is right
+PARTS = ("score", "decided", "cells", "motion", "solved")
 
 
 def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, batch: int = 32) -> list[tasks.Score]:
@@ -40,11 +48,22 @@ def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, batch: 
     return [sample.score(film) for sample, film in zip(samples, films, strict=True)]
 
 
-def _numbers(prefix: str, rows: list[tasks.Score]) -> dict[str, dict]:
-    mean = bootstrap_interval([row.total for row in rows])
-    solved = rate_interval(sum(row.solved for row in rows), len(rows))
-    both = {f"{prefix}/score": mean, f"{prefix}/solved": solved}
-    return {k: dict(value=v.estimate, low=v.low, high=v.high, n=len(rows)) for k, v in both.items()}
+def apart(sample: tasks.Sample, film: np.ndarray) -> dict[str, float]:
+    """Deciding and drawing apart, in one film: see `PARTS`."""
+    score, evidence = sample.score(film), np.array([list(sample.candidates(film).values())])
+    values = score.total, decided(sample, evidence)[0], score.parts["answer"], score.parts["motion"], score.solved
+    return dict(zip(PARTS, map(float, values), strict=True))
+
+
+def _numbers(prefix: str, samples: Iterable[tasks.Sample], films: Iterable[np.ndarray]) -> dict[str, dict]:
+    rows = [apart(sample, film) for sample, film in zip(samples, films, strict=True)]
+    found = {}
+    for part in PARTS:
+        values = [row[part] for row in rows]
+        rate = part in ("decided", "solved") and {*values} <= {0, 1}  # where candidates tie, decided is a share
+        v = rate_interval(int(sum(values)), len(rows)) if rate else bootstrap_interval(values)
+        found[f"{prefix}/{part}"] = dict(value=v.estimate, low=v.low, high=v.high, n=len(rows))
+    return found
 
 
 def measure(
@@ -55,42 +74,46 @@ def measure(
     seeds: range = split.REPORT,
     within: str | None = None,
 ) -> dict[str, dict]:
-    """Scores of one task: the first `puzzles` of `seeds` at every number of steps, the truth and the controls.
+    """`PARTS` of one task: the first `puzzles` of `seeds` at every number of steps, the truth and the controls; and
+    `chance`, how often a guess among the possible answers is right.
 
     within: None, or one of `split.PARTS` for puzzles of that part alone.
     """
     torch.set_num_threads(1)
     pipe = loading.load(model)
     samples = split.draw(task, seeds, puzzles, within)
-    numbers = _numbers(f"{task}/truth", [s.score(s.video) for s in samples])
+    numbers = _numbers(f"{task}/truth", samples, [s.video for s in samples])
     for name in CONTROLS:
-        numbers |= _numbers(f"{task}/{name}", [s.score(control(name, s)) for s in samples])
+        numbers |= _numbers(f"{task}/{name}", samples, [control(name, s) for s in samples])
     for count in steps:
-        numbers |= _numbers(f"{task}/{count} steps", scores(pipe, samples, count))
-    return numbers
+        numbers |= _numbers(f"{task}/{count} steps", samples, films_of(pipe, samples, count))
+    chance = float(np.mean([len(s.films) / len(s.options) for s in samples]))
+    return numbers | {f"{task}/chance/decided": dict(value=chance, low=chance, high=chance, n=puzzles)}
 
 
 def table(numbers: dict[str, dict], steps: tuple[int, ...]) -> str:
-    """The README's table in markdown: mean score of truth and controls, score and solve rate of the model."""
+    """The README's table in markdown: mean score of truth and controls; score, deciding and solve rate of the model."""
     full = max(steps)
 
     def cell(key: str) -> str:
         return interval_text(numbers[key])
 
-    lines = [["task", "truth", *CONTROLS, f"score, {full} steps", *(f"solved, {_steps(k)}" for k in steps)]]
+    one = f"score, {full} steps"
+    lines = [["task", "truth", *CONTROLS, one, f"decided, {_steps(full)}", *(f"solved, {_steps(k)}" for k in steps)]]
     for task in tasks.NAMES:
         plain = [f"{numbers[f'{task}/{name}/score']['value']:.2f}" for name in ("truth", *CONTROLS)]
-        model = [cell(f"{task}/{full} steps/score"), *(cell(f"{task}/{k} steps/solved") for k in steps)]
+        last = (f"{task}/{full} steps/{part}" for part in ("score", "decided"))
+        model = [*map(cell, last), *(cell(f"{task}/{k} steps/solved") for k in steps)]
         lines.append([task, *plain, *model])
     return _markdown(lines)
 
 
-def side_by_side(models: dict[str, tuple[dict[str, dict], tuple[int, ...]]]) -> str:
-    """Solve rates of several models in markdown; models: label -> (recorded numbers, numbers of steps shown)."""
+def side_by_side(models: dict[str, tuple[dict[str, dict], tuple[int, ...]]], part: str = "solved") -> str:
+    """One of `PARTS` of several models in markdown; models: label -> (recorded numbers, numbers of steps shown)."""
     columns = [(label, numbers, k) for label, (numbers, steps) in models.items() for k in steps]
     lines = [["task", *(f"{label}, {_steps(k)}" for label, _, k in columns)]]
     for task in tasks.NAMES:
-        cells = (numbers[f"{task}/{k} steps/solved"] for _, numbers, k in columns)
+        cells = (numbers[f"{task}/{k} steps/{part}"] for _, numbers, k in columns)
         lines.append([task, *map(interval_text, cells)])
     return _markdown(lines)
 

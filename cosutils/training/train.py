@@ -50,6 +50,7 @@ DROPOUT = 0.1  # share of prompts replaced by the empty one, for classifier-free
 NOISE_SHIFT = 8.0  # of the noise levels trained on: answers are decided above s = 0.9, where half of the draws fall
 HARD = 0.6  # share of puzzles at the default difficulty, the others at any
 VALIDATED = 24  # puzzles of each task at every checkpoint
+OWN = 0.05, 0.98  # noise levels of the model's own states; the velocity from them to the truth is (x - x0) / s
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 APART = 10**12  # training puzzles between those of one training seed and those of the next
 SEEDS = split.FURTHER // APART  # training seeds that there is room for
@@ -68,8 +69,9 @@ class Plan:
     keeps for reports and validation; lengths: numbers of frames in which films are told, `world.retimed`, one for
     each step and drawn at random; seed: of films and noise; perturb: how many times its noise a state gets once more,
     unknown to the model (input perturbation, Ning et al. 2023, arXiv 2301.11706), so that it meets states that a run
-    has spoilt; init: a pipeline folder whose weights to start from; teacher: a pipeline folder to distil a four-step
-    student from (give it as `init` too), which has no memory.
+    has spoilt; rollout: half of the samples begin in states that the model itself reaches from noise in so many Euler
+    steps, and learn the way from there to the truth (0: none); init: a pipeline folder whose weights to start from;
+    teacher: a pipeline folder to distil a four-step student from (give it as `init` too), which has no memory.
     """
 
     out: Path
@@ -88,6 +90,7 @@ class Plan:
     split: str = "seed"
     lengths: tuple[int, ...] = (world.FRAMES,)
     perturb: float = 0.0
+    rollout: int = 0
     init: Path | None = None
     teacher: Path | None = None
 
@@ -103,6 +106,8 @@ class Plan:
             raise ValueError(f"perturb must be a number from 0 on, got {self.perturb!r}")
         if self.perturb and self.teacher is not None:
             raise ValueError("a student learns from its teacher's states: leave out either perturb or teacher")
+        if whole(self.rollout, "rollout", least=0) and (self.perturb or self.memory or self.teacher is not None):
+            raise ValueError("rollout goes without perturb, memory and teacher: leave out either it or them")
         if self.cooldown > 1:
             raise ValueError(f"cooldown is a share of the samples, at most 1, got {self.cooldown!r}")
         for name, known in (
@@ -292,8 +297,27 @@ def first_estimate(model: RememberingWan, entry: Tensor, s: Tensor, words: Tenso
     x = entry[:, : model.config.out_channels]
     memory = torch.zeros_like(x)
     v = model(entry[:count], s[:count] * 1000, words[:count], return_dict=False)[0].float()
-    memory[:count] = x[:count] - s[:count, None, None, None, None] * v
+    memory[:count] = x[:count] - wide(s[:count]) * v
     return memory
+
+
+@torch.no_grad()
+def own_states(model, noise: Tensor, given: Tensor, words: Tensor, s: Tensor, steps: int) -> Tensor:
+    """x_s of the model's own runs, like `noise`: `steps` Euler steps of equal width from noise at sigma = 1 to s (B,).
+
+    given: the condition (B, 4 + C, F, H, W); words: embeddings of the prompts.
+    """
+    x = noise
+    for k in range(steps):
+        level = 1 - (1 - s) * k / steps
+        v = model(torch.cat([x, given], 1), level * 1000, words, return_dict=False)[0].float()
+        x = x - wide((1 - s) / steps) * v
+    return x
+
+
+def wide(values: Tensor) -> Tensor:
+    """One number for each sample (B,), as films are multiplied with: (B, 1, 1, 1, 1)."""
+    return values[:, None, None, None, None]
 
 
 def validation(plan: Plan) -> list[tasks.Sample]:
@@ -437,19 +461,26 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
         with pace(device):
             if tutor is None:
                 u = torch.rand(len(x0), generator=generator, device=device)
-                s = shifted(u, plan.shift)
+                s, weight = shifted(u, plan.shift), torch.ones_like(u)
                 noise = x1
                 if plan.perturb:
                     noise = x1 + plan.perturb * torch.randn(x0.shape, generator=generator, device=device)
-                x, target = torch.lerp(x0, noise, s[:, None, None, None, None]), x1 - x0
+                x, target = torch.lerp(x0, noise, wide(s)), x1 - x0
+                if plan.rollout:
+                    own = slice(len(x0) // 2)
+                    s[own] = OWN[0] + (OWN[1] - OWN[0]) * u[own]
+                    x[own] = own_states(model, x1[own], given[own], words[own], s[own], plan.rollout)
+                    target[own] = (x[own] - x0[own]) / wide(s[own])
+                    weight[own] = s[own]  # there the error of x0hat counts, not that of v
             else:
                 part = torch.randint(4, (len(x0),), generator=generator, device=device)
                 x, s, target = teach(tutor, x0, x1, given, words, part)
+                weight = torch.ones_like(s)
             entry, more = torch.cat([x, given], 1), {}
             if plan.memory:
                 more["memory"] = first_estimate(model, entry, s, words, len(x0) // 2)
             v = wrapped(entry, s * 1000, words, return_dict=False, **more)[0]
-        loss = torch.nn.functional.mse_loss(v.float(), target)
+        loss = torch.nn.functional.mse_loss(wide(weight) * v.float(), wide(weight) * target)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
@@ -521,6 +552,10 @@ def main() -> None:
         default=Plan.perturb,
         help="input perturbation: further noise, as a share of the state's",
     )
+    parser.add_argument(
+        "--rollout", type=int, default=Plan.rollout,
+        help="Euler steps from noise to the model's own states, which half of the samples begin in (0: none)",
+    )  # fmt: skip
     parser.add_argument(
         "--init",
         type=Path,
