@@ -25,6 +25,7 @@ __all__ = [
     "over_trainings",
     "paired_interval",
     "rate_interval",
+    "share_interval",
 ]
 
 
@@ -196,6 +197,18 @@ def rate_interval(successes: int, trials: int, *, level: float = 0.95) -> Interv
     _check_level(level)
     low, high = stats.binomtest(successes, trials).proportion_ci(confidence_level=level, method="wilson")
     return Interval(successes / trials, float(low), float(high))
+
+
+def share_interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """Mean of shares (n,) in [0, 1] with its 95 % interval: `rate_interval` where all are 0 or 1, which does not claim
+    certainty where all agree, and `bootstrap_interval` where some lie between. ValueError for what is no share.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if not ((data >= 0) & (data <= 1)).all():
+        raise ValueError(f"shares lie in [0, 1], got {data[~((data >= 0) & (data <= 1))][0]!r}")
+    if np.isin(data, (0, 1)).all():
+        return rate_interval(int(data.sum()), len(data))
+    return bootstrap_interval(data)
 
 
 def over_trainings(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> dict[str, float | int]:

@@ -17,6 +17,7 @@ import torch
 from diffusers import WanImageToVideoPipeline
 
 from cosutils._files import new_folder, read_log, restore_folder, sha256
+from cosutils.measures import chain
 from cosutils.mini import model as embedded
 from cosutils.mini import split, tasks, world
 from cosutils.mini.codec import PatchCodec
@@ -581,11 +582,11 @@ def test_reported_scores_come_from_report_seeds(parent, tmp_path, monkeypatch, c
 def test_a_film_is_read_for_what_it_decides_and_for_what_it_draws():
     """A jump to the right answer decides and does not move; a film that all answers share decides by a tie alone."""
     maze = tasks.sample("maze", 0)
-    jump = evaluate.apart(maze, control("jump", maze))
+    jump = chain.apart(maze, control("jump", maze))
     assert jump["decided"] == jump["cells"] == 1 and jump["motion"] < 0.8 and not jump["solved"]
     assert jump["score"] == jump["cells"] * jump["motion"]
     mixture = np.mean([world.draw(film) for film in maze.possible.values()], 0)
-    mixed = evaluate.apart(maze, mixture.astype(np.float32))
+    mixed = chain.apart(maze, mixture.astype(np.float32))
     assert 0 < mixed["decided"] < 1 and not mixed["solved"]
 
 

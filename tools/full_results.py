@@ -45,6 +45,7 @@ COMMANDS: dict[str, list[list[str]]] = {  # name of a job -> modules and their a
         for model, steps in MODELS.items()
     },
     "horizon": [["cosutils.measures.horizon"]],
+    "drift": [["cosutils.measures.drift"]],
     "causes": [["cosutils.measures.causes", "--again"]],
     "calibration": [["cosutils.report.calibration", "--again"]],
     **{

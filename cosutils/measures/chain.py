@@ -23,10 +23,11 @@ from ..mini.tasks import Sample, Score, agreement
 from ..pipelines.loading import seeded, settings
 
 __all__ = [
-    "Trace", "alive", "blurred", "commitments", "decided", "decision", "estimates", "frame_lag", "leading", "measures",
-    "opened", "settling", "trace",
+    "PARTS", "Trace", "alive", "apart", "blurred", "commitments", "decided", "decision", "estimates", "frame_lag",
+    "leading", "measures", "opened", "settling", "trace",
 ]  # fmt: skip
 
+PARTS = ("score", "decided", "cells", "motion", "solved")  # of a film, see `apart`
 NAMED = ("tictactoe", "shelf", "find_shape", "rotation")  # tasks in which the prompt alone names the answer
 
 
@@ -171,6 +172,17 @@ def decided(sample: Sample, evidence: np.ndarray, tie: float = 0.1) -> np.ndarra
     leads = (evidence >= (1 - tie) * most) & (most > 0)
     is_right = np.array([name in sample.films for name in sample.options])
     return (leads & is_right).sum(1) / np.maximum(leads.sum(1), 1)
+
+
+def apart(sample: Sample, film: np.ndarray) -> dict[str, float]:
+    """Deciding and drawing apart in one film (T, H, W, 3), each of `PARTS` in [0, 1].
+
+    score: answer * motion; decided: a right answer leads the last frame, see the function; cells: share of right cells
+    there; motion: that of the frames between; solved: `Score.solved`.
+    """
+    score, evidence = sample.score(film), np.array([list(sample.candidates(film).values())])
+    values = score.total, decided(sample, evidence)[0], score.parts["answer"], score.parts["motion"], score.solved
+    return dict(zip(PARTS, map(float, values), strict=True))
 
 
 def measures(traces: Sequence[Trace]) -> dict[str, np.ndarray]:

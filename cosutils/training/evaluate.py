@@ -22,8 +22,8 @@ import torch
 
 from .._check import whole, wholes
 from .._files import read_json, writable_folder
-from ..measures.chain import decided
-from ..metrics import bootstrap_interval, rate_interval
+from ..measures.chain import PARTS, apart
+from ..metrics import bootstrap_interval, share_interval
 from ..mini import split, tasks
 from ..mini.codec import PatchCodec
 from ..mini.controls import CONTROLS, control
@@ -31,12 +31,7 @@ from ..mini.model import films_of
 from ..pipelines import loading
 from ..report.results import interval_text, record_numbers
 
-__all__ = ["PARTS", "apart", "measure", "scores", "side_by_side", "table"]
-
-
-# of a film: answer * motion; a right answer leads the last frame; its share of right cells; that of the frames between;
-# every cell of the last frame is right
-PARTS = ("score", "decided", "cells", "motion", "solved")
+__all__ = ["measure", "scores", "side_by_side", "table"]
 
 
 def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, batch: int = 32) -> list[tasks.Score]:
@@ -48,20 +43,12 @@ def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, batch: 
     return [sample.score(film) for sample, film in zip(samples, films, strict=True)]
 
 
-def apart(sample: tasks.Sample, film: np.ndarray) -> dict[str, float]:
-    """Deciding and drawing apart, in one film: see `PARTS`."""
-    score, evidence = sample.score(film), np.array([list(sample.candidates(film).values())])
-    values = score.total, decided(sample, evidence)[0], score.parts["answer"], score.parts["motion"], score.solved
-    return dict(zip(PARTS, map(float, values), strict=True))
-
-
 def _numbers(prefix: str, samples: Iterable[tasks.Sample], films: Iterable[np.ndarray]) -> dict[str, dict]:
     rows = [apart(sample, film) for sample, film in zip(samples, films, strict=True)]
     found = {}
     for part in PARTS:
-        values = [row[part] for row in rows]
-        rate = part in ("decided", "solved") and {*values} <= {0, 1}  # where candidates tie, decided is a share
-        v = rate_interval(int(sum(values)), len(rows)) if rate else bootstrap_interval(values)
+        interval = share_interval if part in ("decided", "solved") else bootstrap_interval
+        v = interval([row[part] for row in rows])
         found[f"{prefix}/{part}"] = dict(value=v.estimate, low=v.low, high=v.high, n=len(rows))
     return found
 
