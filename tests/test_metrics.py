@@ -183,7 +183,7 @@ def test_paired_interval_is_tighter_than_the_spread_of_samples():
 def test_shares_of_all_or_nothing_are_rates_and_others_a_mean():
     assert metrics.share_interval([1.0, 1.0, 1.0]) == metrics.rate_interval(3, 3)
     assert metrics.share_interval([1.0, 0.5, 0.0]) == metrics.bootstrap_interval([1.0, 0.5, 0.0])
-    with pytest.raises(ValueError, match="shares lie in \\[0, 1\\], got 1.5"):
+    with pytest.raises(ValueError, match=r"shares lie in \[0, 1\], got 1.5"):
         metrics.share_interval([0.5, 1.5])
     with pytest.raises(ValueError, match="got nan"):
         metrics.share_interval([0.5, float("nan")])
