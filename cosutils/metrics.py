@@ -205,7 +205,7 @@ def share_interval(values: Sequence[float] | np.ndarray) -> Interval:
     """
     data = np.asarray(values, dtype=np.float64)
     if not ((data >= 0) & (data <= 1)).all():
-        raise ValueError(f"shares lie in [0, 1], got {data[~((data >= 0) & (data <= 1))][0]!r}")
+        raise ValueError(f"shares lie in [0, 1], got {float(data[~((data >= 0) & (data <= 1))][0])}")
     if np.isin(data, (0, 1)).all():
         return rate_interval(int(data.sum()), len(data))
     return bootstrap_interval(data)

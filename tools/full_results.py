@@ -56,6 +56,7 @@ COMMANDS: dict[str, list[list[str]]] = {  # name of a job -> modules and their a
         for split, options in {"validation": [], "report": ["--report"]}.items()
     },
     "serial/causes": [["cosutils.serial.causes"], ["cosutils.serial.causes", "--report"]],
+    "serial/ensemble": [["cosutils.serial.ensemble"]],
     "serial/students": [
         ["cosutils.serial.evaluate", "--again", "--runs", f"{STUDENTS}/models", "--out", STUDENTS, *options]
         for options in ([], ["--report"])
