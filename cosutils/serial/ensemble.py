@@ -135,7 +135,7 @@ def judge(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             for method in METHODS:
                 gain = over_trainings([run[method] for run in split["report"]])
                 said = "supported" if gain["low"] > 0 else "not supported" if gain["high"] < 0.05 else "undecided"
-                said = "undecided" if gain["low"] == gain["high"] else said
+                said = "undecided" if gain["high"] - gain["low"] < 1e-9 else said
                 one = over_trainings([run["one"] for run in split["report"]])
                 found.append(dict(group=group, length=length, method=method, one=one, added=gain, verdict=said))
     return found
