@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import re
@@ -23,8 +24,9 @@ from cosutils.mini import split, tasks, world
 from cosutils.mini.codec import PatchCodec
 from cosutils.mini.controls import control
 from cosutils.mini.memory import RememberingWan
-from cosutils.mini.model import build_pipeline, build_transformer
+from cosutils.mini.model import SHIFT, build_pipeline, build_transformer
 from cosutils.pipelines.loading import load
+from cosutils.pipelines.schedule import flow_sigmas
 from cosutils.training import evaluate, release, train
 from cosutils.training.train import Plan, Puzzles
 
@@ -232,46 +234,50 @@ def test_another_training_seed_sees_other_films_and_goes_on_with_them(run, tmp_p
     assert begun == [2 * train.APART, 2 * train.APART + 32]
 
 
-def test_own_states_are_those_of_eulers_steps_from_noise():
-    """One step goes straight, two read the velocity once more between, and none is taken where sigma stays 1."""
-    model = build_transformer(layers=1, width=32)
-    torch.nn.init.normal_(model.proj_out.weight, std=0.1)  # it begins as zero, and so would the velocity
-    noise, given = torch.randn(3, 16, 2, 10, 10), torch.randn(3, 20, 2, 10, 10)
-    words, s = torch.randn(3, 16, model.config.text_dim), torch.tensor([0.2, 0.6, 1.0])
-
-    def velocity(x, level):
-        return model(torch.cat([x, given], 1), level * 1000, words, return_dict=False)[0]
-
-    with torch.no_grad():
-        one = noise + train.wide(s - 1) * velocity(noise, torch.ones(3))
-        half = noise + train.wide(s - 1) / 2 * velocity(noise, torch.ones(3))
-        two = half + train.wide(s - 1) / 2 * velocity(half, (1 + s) / 2)
-    assert torch.allclose(train.own_states(model, noise, given, words, s, 1), one, atol=1e-5)
-    found = train.own_states(model, noise, given, words, s, 2)
-    assert torch.allclose(found, two, atol=1e-5) and not torch.allclose(found[:2], one[:2], atol=1e-3)
-    assert torch.equal(found[2], noise[2])
+def test_own_runs_go_on_by_eulers_steps_and_the_next_puzzle_follows():
+    """Run by run: from its noise, by the given velocities, at the sampler's levels, with one puzzle to its end."""
+    draws = torch.Generator().manual_seed(0)
+    runs, levels, states = train.OwnRuns(3, 6, draws), [], []
+    for batch in range(13):
+        new = torch.full((3, 1, 1, 1, 1), float(batch)) + torch.arange(3).view(-1, 1, 1, 1, 1) / 10
+        x, truth, given, words = runs.begin(new, new + 100, new + 200, torch.full((3, 4, 2), float(batch)))
+        levels.append(runs.levels(runs.step).tolist())
+        states.append(torch.stack([x.flatten(), truth.flatten(), given.flatten(), words[:, 0, 0]], 1))
+        runs.advance(torch.ones_like(x))
+    for run, level in enumerate(zip(*levels, strict=True)):
+        starts = [k for k, sigma in enumerate(level) if sigma == 1]
+        assert starts[0] == 0 and len(starts) >= 2
+        for start, end in itertools.pairwise(starts):
+            steps = end - start
+            assert 4 <= steps <= 6
+            expected = flow_sigmas(steps, SHIFT)[:-1]
+            assert level[start:end] == pytest.approx(expected.tolist(), abs=1e-5)
+            for k in range(start, end):
+                x, truth, given, words = states[k][run].tolist()
+                assert (truth, given) == pytest.approx((start + run / 10 + 100, start + run / 10 + 200), abs=1e-4)
+                assert words == start and x == pytest.approx(start + run / 10 + level[k] - 1, abs=1e-4)
+    assert len({tuple(level) for level in zip(*levels, strict=True)}) > 1, "runs of different lengths part"
 
 
 @pytest.mark.slow
-def test_half_of_the_samples_begin_in_own_states_and_learn_the_truth(run, tmp_path, monkeypatch):
-    """The velocity learned there leads from the state to the film, and its error counts as that of the film."""
-    reached, learned, loss = [], [], torch.nn.functional.mse_loss
-    own_states = train.own_states
+def test_half_of_the_samples_are_own_states_and_learn_the_truth(run, tmp_path, monkeypatch):
+    """The velocity learned there leads from the state to the film of the run's own puzzle."""
+    begun, learned, loss, begin = [], [], torch.nn.functional.mse_loss, train.OwnRuns.begin
 
-    def watched(model, noise, given, words, s, steps):
-        reached.append((s, steps, own_states(model, noise, given, words, s, steps)))
-        return reached[-1][2]
+    def watched(runs, *new):
+        found = begin(runs, *new)
+        begun.append((*[one.clone() for one in found], runs.levels(runs.step)))
+        return found
 
-    monkeypatch.setattr(train, "own_states", watched)
+    monkeypatch.setattr(train.OwnRuns, "begin", watched)
     monkeypatch.setattr(torch.nn.functional, "mse_loss", lambda v, t: learned.append(t.clone()) or loss(v, t))
-    encoded, encode = [], PatchCodec.encode_ids
-    monkeypatch.setattr(
-        PatchCodec, "encode_ids", lambda self, ids: encoded.append(encode(self, ids)) or encoded[-1].clone()
-    )
-    train.train(dataclasses.replace(run, out=tmp_path / "run", samples=16, every=16, rollout=2))
-    (s, steps, x), target, x0 = reached[0], learned[0], encoded[-1] if len(encoded) == 1 else encoded[0]
-    assert steps == 2 and len(s) == 8 and train.OWN[0] <= s.min() and s.max() <= train.OWN[1]
-    assert torch.allclose(x - target[:8], x0[:8], atol=1e-4)  # weighted by s: (x - x0) / s * s
+    train.train(dataclasses.replace(run, out=tmp_path / "run", samples=64, every=64, rollout=5))
+    assert len(begun) == 4
+    for (x, truth, _, _, s), target in zip(begun, learned, strict=True):
+        assert len(x) == 8 and len(target) == 16
+        assert torch.allclose(x - target[:8] * train.wide(s.sqrt()), truth, atol=1e-4)
+    assert begun[0][4].eq(1).all() and (begun[1][4] < 1).all()
+    assert torch.equal(begun[0][1], begun[1][1]), "a run keeps its puzzle"
 
 
 @pytest.mark.slow
@@ -299,8 +305,10 @@ def test_a_gradient_that_is_no_number_ends_the_run_too(run, tmp_path, monkeypatc
         (dict(shift=0), "shift must be a positive number, got 0"),
         (dict(perturb=-0.1), "perturb must be a number from 0 on, got -0.1"),
         (dict(rollout=-1), "rollout must be 0 or more, got -1"),
-        (dict(rollout=2, memory=True), "rollout goes without perturb, memory and teacher"),
-        (dict(rollout=2, perturb=0.1), "rollout goes without perturb, memory and teacher"),
+        (dict(rollout=3), "own runs have 4 steps or more, got rollout=3"),
+        (dict(rollout=9, memory=True), "rollout goes without perturb, memory, teacher and several lengths"),
+        (dict(rollout=9, perturb=0.1), "rollout goes without perturb, memory, teacher and several lengths"),
+        (dict(rollout=9, lengths=(9, 17)), "rollout goes without perturb, memory, teacher and several lengths"),
         (dict(cooldown=1.5), "cooldown is a share of the samples, at most 1, got 1.5"),
         (dict(device="tpu"), "device is one of cpu, cuda, got 'tpu'"),
         (dict(precision="float16"), "precision is one of auto, float32, bfloat16, got 'float16'"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -22,7 +21,7 @@ import torch
 
 from .._check import whole, wholes
 from .._files import read_json, writable_folder
-from ..measures.chain import PARTS, apart
+from ..measures.chain import apart
 from ..metrics import bootstrap_interval, share_interval
 from ..mini import split, tasks
 from ..mini.codec import PatchCodec
@@ -43,14 +42,18 @@ def scores(pipe, samples: list[tasks.Sample], steps: int, seed: int = 0, batch: 
     return [sample.score(film) for sample, film in zip(samples, films, strict=True)]
 
 
-def _numbers(prefix: str, samples: Iterable[tasks.Sample], films: Iterable[np.ndarray]) -> dict[str, dict]:
-    rows = [apart(sample, film) for sample, film in zip(samples, films, strict=True)]
+def _numbers(prefix: str, rows: list[dict[str, float]]) -> dict[str, dict]:
     found = {}
-    for part in PARTS:
+    for part in rows[0]:
         interval = share_interval if part in ("decided", "solved") else bootstrap_interval
         v = interval([row[part] for row in rows])
         found[f"{prefix}/{part}"] = dict(value=v.estimate, low=v.low, high=v.high, n=len(rows))
     return found
+
+
+def _scored(sample: tasks.Sample, film: np.ndarray) -> dict[str, float]:
+    score = sample.score(film)
+    return dict(score=score.total, solved=float(score.solved))
 
 
 def measure(
@@ -61,19 +64,20 @@ def measure(
     seeds: range = split.REPORT,
     within: str | None = None,
 ) -> dict[str, dict]:
-    """`PARTS` of one task: the first `puzzles` of `seeds` at every number of steps, the truth and the controls; and
-    `chance`, how often a guess among the possible answers is right.
+    """Numbers of one task, on the first `puzzles` of `seeds`: what `chain.apart` reads at every number of steps; score
+    and solved of the truth and the controls; and `chance`, how often a guess among the possible answers is right.
 
     within: None, or one of `split.PARTS` for puzzles of that part alone.
     """
     torch.set_num_threads(1)
     pipe = loading.load(model)
     samples = split.draw(task, seeds, puzzles, within)
-    numbers = _numbers(f"{task}/truth", samples, [s.video for s in samples])
+    numbers = _numbers(f"{task}/truth", [_scored(s, s.video) for s in samples])
     for name in CONTROLS:
-        numbers |= _numbers(f"{task}/{name}", samples, [control(name, s) for s in samples])
+        numbers |= _numbers(f"{task}/{name}", [_scored(s, control(name, s)) for s in samples])
     for count in steps:
-        numbers |= _numbers(f"{task}/{count} steps", samples, films_of(pipe, samples, count))
+        films = films_of(pipe, samples, count)
+        numbers |= _numbers(f"{task}/{count} steps", [apart(s, film) for s, film in zip(samples, films, strict=True)])
     chance = float(np.mean([len(s.films) / len(s.options) for s in samples]))
     return numbers | {f"{task}/chance/decided": dict(value=chance, low=chance, high=chance, n=puzzles)}
 

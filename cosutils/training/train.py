@@ -40,7 +40,7 @@ from .._files import new_folder, read_log, remove_leftovers, restore_folder, sha
 from ..mini import split, tasks, text, world
 from ..mini.codec import PatchCodec
 from ..mini.memory import RememberingWan
-from ..mini.model import build_pipeline, build_transformer, condition, optimizers, teach
+from ..mini.model import SHIFT, build_pipeline, build_transformer, condition, optimizers, teach
 from ..pipelines.schedule import shifted
 from .evaluate import scores
 
@@ -50,7 +50,6 @@ DROPOUT = 0.1  # share of prompts replaced by the empty one, for classifier-free
 NOISE_SHIFT = 8.0  # of the noise levels trained on: answers are decided above s = 0.9, where half of the draws fall
 HARD = 0.6  # share of puzzles at the default difficulty, the others at any
 VALIDATED = 24  # puzzles of each task at every checkpoint
-OWN = 0.05, 0.98  # noise levels of the model's own states; the velocity from them to the truth is (x - x0) / s
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 APART = 10**12  # training puzzles between those of one training seed and those of the next
 SEEDS = split.FURTHER // APART  # training seeds that there is room for
@@ -69,8 +68,8 @@ class Plan:
     keeps for reports and validation; lengths: numbers of frames in which films are told, `world.retimed`, one for
     each step and drawn at random; seed: of films and noise; perturb: how many times its noise a state gets once more,
     unknown to the model (input perturbation, Ning et al. 2023, arXiv 2301.11706), so that it meets states that a run
-    has spoilt; rollout: half of the samples begin in states that the model itself reaches from noise in so many Euler
-    steps, and learn the way from there to the truth (0: none); init: a pipeline folder whose weights to start from;
+    has spoilt; rollout: half of the samples are states of the model's own runs, of 4 to so many steps, from which it
+    learns the way to the truth (0: none); init: a pipeline folder whose weights to start from;
     teacher: a pipeline folder to distil a four-step student from (give it as `init` too), which has no memory.
     """
 
@@ -106,8 +105,10 @@ class Plan:
             raise ValueError(f"perturb must be a number from 0 on, got {self.perturb!r}")
         if self.perturb and self.teacher is not None:
             raise ValueError("a student learns from its teacher's states: leave out either perturb or teacher")
-        if whole(self.rollout, "rollout", least=0) and (self.perturb or self.memory or self.teacher is not None):
-            raise ValueError("rollout goes without perturb, memory and teacher: leave out either it or them")
+        if 0 < whole(self.rollout, "rollout", least=0) < 4:
+            raise ValueError(f"own runs have 4 steps or more, got rollout={self.rollout}")
+        if self.rollout and (self.perturb or self.memory or self.teacher is not None or len(self.lengths) > 1):
+            raise ValueError("rollout goes without perturb, memory, teacher and several lengths: leave out it or them")
         if self.cooldown > 1:
             raise ValueError(f"cooldown is a share of the samples, at most 1, got {self.cooldown!r}")
         for name, known in (
@@ -301,18 +302,38 @@ def first_estimate(model: RememberingWan, entry: Tensor, s: Tensor, words: Tenso
     return memory
 
 
-@torch.no_grad()
-def own_states(model, noise: Tensor, given: Tensor, words: Tensor, s: Tensor, steps: int) -> Tensor:
-    """x_s of the model's own runs, like `noise`: `steps` Euler steps of equal width from noise at sigma = 1 to s (B,).
+class OwnRuns:
+    """Runs of the model that is trained, each a step further at every batch: own states, without a pass more.
 
-    given: the condition (B, 4 + C, F, H, W); words: embeddings of the prompts.
+    count: runs at a time; longest: a run has 4 to `longest` steps, of the sampler's noise levels; generator: draws how
+    many. `begin` puts the next puzzles in the place of the runs that are over, `advance` takes all a step on.
     """
-    x = noise
-    for k in range(steps):
-        level = 1 - (1 - s) * k / steps
-        v = model(torch.cat([x, given], 1), level * 1000, words, return_dict=False)[0].float()
-        x = x - wide((1 - s) / steps) * v
-    return x
+
+    def __init__(self, count: int, longest: int, generator: torch.Generator):
+        self.longest, self.generator = longest, generator
+        self.steps = torch.ones(count, dtype=torch.long, device=generator.device)
+        self.step = self.steps.clone()  # all are over
+        self.kept: list[Tensor] = []
+
+    def levels(self, step: Tensor) -> Tensor:
+        """Noise level of every run at its `step`, (count,)."""
+        return shifted(1 - step / self.steps, SHIFT)
+
+    def begin(self, *new: Tensor) -> list[Tensor]:
+        """new: x1, x0, condition and words of `count` puzzles, of which those runs that are over take theirs. Returns
+        x_s, x0, condition and words of all runs.
+        """
+        over = self.step == self.steps
+        drawn = torch.randint(4, self.longest + 1, over.shape, generator=self.generator, device=over.device)
+        self.steps, self.step = torch.where(over, drawn, self.steps), torch.where(over, 0, self.step)
+        pairs = zip(new, self.kept or new, strict=True)
+        self.kept = [torch.where(over.view(-1, *[1] * (one.ndim - 1)), one, old) for one, old in pairs]
+        return self.kept
+
+    def advance(self, v: Tensor) -> None:
+        """v: the velocity (count, ...) of the states that `begin` returned."""
+        self.kept[0] = self.kept[0] + wide(self.levels(self.step + 1) - self.levels(self.step)) * v.detach()
+        self.step = self.step + 1
 
 
 def wide(values: Tensor) -> Tensor:
@@ -445,6 +466,7 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
     loader = iter(DataLoader(data, batch_size=None, num_workers=workers))
     held_out, embeds = validation(plan), dict[str, torch.Tensor]()
     generator = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + seen + rank)
+    own = OwnRuns(plan.batch // 2, plan.rollout, generator) if plan.rollout else None
     began, seen_before, smooth = time.monotonic(), seen, None
     while seen < samples:
         warm, left = min(20_000, 0.05 * samples), (samples - seen) / (plan.cooldown * samples)
@@ -466,12 +488,12 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
                 if plan.perturb:
                     noise = x1 + plan.perturb * torch.randn(x0.shape, generator=generator, device=device)
                 x, target = torch.lerp(x0, noise, wide(s)), x1 - x0
-                if plan.rollout:
-                    own = slice(len(x0) // 2)
-                    s[own] = OWN[0] + (OWN[1] - OWN[0]) * u[own]
-                    x[own] = own_states(model, x1[own], given[own], words[own], s[own], plan.rollout)
-                    target[own] = (x[own] - x0[own]) / wide(s[own])
-                    weight[own] = s[own]  # there the error of x0hat counts, not that of v
+                if own is not None:
+                    half = slice(len(own.steps))
+                    x[half], truth, given[half], words[half] = own.begin(x1[half], x0[half], given[half], words[half])
+                    s[half] = own.levels(own.step)
+                    target[half] = (x[half] - truth) / wide(s[half])
+                    weight[half] = s[half].sqrt()  # between the error of x0hat (s) and that of v (1)
             else:
                 part = torch.randint(4, (len(x0),), generator=generator, device=device)
                 x, s, target = teach(tutor, x0, x1, given, words, part)
@@ -480,6 +502,8 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
             if plan.memory:
                 more["memory"] = first_estimate(model, entry, s, words, len(x0) // 2)
             v = wrapped(entry, s * 1000, words, return_dict=False, **more)[0]
+            if own is not None:
+                own.advance(v[half].float())
         loss = torch.nn.functional.mse_loss(wide(weight) * v.float(), wide(weight) * target)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -554,7 +578,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--rollout", type=int, default=Plan.rollout,
-        help="Euler steps from noise to the model's own states, which half of the samples begin in (0: none)",
+        help="most steps of the model's own runs, whose states half of the samples are (0: none)",
     )  # fmt: skip
     parser.add_argument(
         "--init",
