@@ -31,7 +31,7 @@ def test_the_student_table_is_that_of_the_stored_scores():
 def test_the_depth_table_is_that_of_the_stored_scores():
     models = {"ten blocks": "cos-mini", "three blocks": "cos-mini-shallow", "two blocks": "cos-mini-two"}
     rates = {depth: (scores(name)["numbers"], (1, 20)) for depth, name in models.items()}
-    assert side_by_side(rates) in shown("depth")
+    assert side_by_side(rates) in shown("depth") and side_by_side(rates, "decided") in shown("leading")
 
 
 def test_the_deciding_table_is_that_of_the_stored_run():

@@ -275,7 +275,7 @@ def test_half_of_the_samples_are_own_states_and_learn_the_truth(run, tmp_path, m
     assert len(begun) == 4
     for (x, truth, _, _, s), target in zip(begun, learned, strict=True):
         assert len(x) == 8 and len(target) == 16
-        assert torch.allclose(x - target[:8] * train.wide(s.sqrt()), truth, atol=1e-4)
+        assert torch.allclose(x - target[:8] * train.wide(s), truth, atol=1e-4)
     assert begun[0][4].eq(1).all() and (begun[1][4] < 1).all()
     assert torch.equal(begun[0][1], begun[1][1]), "a run keeps its puzzle"
 

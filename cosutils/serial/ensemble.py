@@ -145,8 +145,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES, help="shipped runs")
     parser.add_argument("--data", type=Path, default=Path("data/serial"))
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2, 4, 6, 8])
-    parser.add_argument("--each", type=int, default=128)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4, 5, 6, 7])
+    parser.add_argument("--each", type=int, default=64)
     given = parser.parse_args()
     torch.set_num_threads(1)
     runs = []

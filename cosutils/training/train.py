@@ -483,7 +483,7 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
         with pace(device):
             if tutor is None:
                 u = torch.rand(len(x0), generator=generator, device=device)
-                s, weight = shifted(u, plan.shift), torch.ones_like(u)
+                s = shifted(u, plan.shift)
                 noise = x1
                 if plan.perturb:
                     noise = x1 + plan.perturb * torch.randn(x0.shape, generator=generator, device=device)
@@ -493,18 +493,16 @@ def _train(plan: Plan, state: dict | None, rows: list[dict], rank: int, ranks: i
                     x[half], truth, given[half], words[half] = own.begin(x1[half], x0[half], given[half], words[half])
                     s[half] = own.levels(own.step)
                     target[half] = (x[half] - truth) / wide(s[half])
-                    weight[half] = s[half].sqrt()  # between the error of x0hat (s) and that of v (1)
             else:
                 part = torch.randint(4, (len(x0),), generator=generator, device=device)
                 x, s, target = teach(tutor, x0, x1, given, words, part)
-                weight = torch.ones_like(s)
             entry, more = torch.cat([x, given], 1), {}
             if plan.memory:
                 more["memory"] = first_estimate(model, entry, s, words, len(x0) // 2)
             v = wrapped(entry, s * 1000, words, return_dict=False, **more)[0]
             if own is not None:
                 own.advance(v[half].float())
-        loss = torch.nn.functional.mse_loss(wide(weight) * v.float(), wide(weight) * target)
+        loss = torch.nn.functional.mse_loss(v.float(), target)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
