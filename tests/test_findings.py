@@ -79,6 +79,18 @@ def test_number_verdicts_and_models_are_those_of_the_records(stored):
     assert "New noise hurts &lt;too&gt;." in page and page.startswith('<div class="finding"')
 
 
+def test_the_models_are_compared_measure_by_measure(stored):
+    data = stored(shallow={"shelf/damage": HURTS}, full={"maze/damage": HARMLESS, "shelf/damage": HARMLESS})
+    table = findings.compared("03_noise", data)
+    assert list(table.models) == ["ten blocks", "three blocks"]
+    rows = {(task, measure): numbers for rows in table.groups.values() for task, measure, *numbers in rows}
+    assert rows["shelf", "damage"][1] == "0.40 [0.30, 0.50], N = 200" != rows["shelf", "damage"][0]
+    assert rows["maze", "damage"][1] == "–"
+    assert "shelf | damage | " in repr(table) and "<td>0.40 [0.30, 0.50], N = 200</td>" in table._repr_html_()
+    with pytest.raises(ValueError, match="no finding for '15_your_turn'"):
+        findings.compared("15_your_turn")
+
+
 def test_a_claim_that_no_run_has_measured_is_left_out(stored):
     box = findings.finding("03_noise", stored(full={"maze/again": HURTS}))
     assert [one.claim for one in box.said] == ["So does new noise."]

@@ -1,8 +1,9 @@
 """What a page finds, in words: written from the stored runs that decide, never from the run of the page.
 
-from cosutils.report.findings import finding
+from cosutils.report.findings import compared, finding
 
 finding("06_self_correction")  # shows as a box: a sentence, its number, the verdict for each model
+compared("06_self_correction")  # shows as a table: what the page measures, for each model
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..pipelines.loading import data_folder
 from .claims import CALIBRATION, NOT_MEASURED, load_claims
 from .evidence import SIGNS, Finding, by_model, gather, number_text
 
-__all__ = ["MODELS", "Box", "Part", "Said", "finding", "load_findings", "say"]
+__all__ = ["MODELS", "Box", "Part", "Said", "Table", "compared", "finding", "load_findings", "say"]
 
 # what readers call a model -> folder below data/results
 MODELS = {"ten blocks": "full", "three blocks": "shallow", "three blocks + memory": "memory"}
@@ -189,6 +190,51 @@ def _chips(split: Mapping[str, Sequence[str]]) -> str:
     return " ".join(chips)
 
 
+@dataclass(frozen=True)
+class Table:
+    """What `models` give on a page, as HTML and as plain text. groups: claim -> rows of task, measure and numbers."""
+
+    models: Sequence[str]
+    groups: Mapping[str, Sequence[Sequence[str]]]
+    source: str
+
+    def __repr__(self) -> str:
+        lines = [" | ".join(["task", "measure", *self.models])]
+        for claim, rows in self.groups.items():
+            lines += [claim, *("  " + " | ".join(row) for row in rows)]
+        return "\n".join([*lines, self.source])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{html.escape(word)}</th>' for word in ("task", "measure", *self.models))
+        body = []
+        for claim, rows in self.groups.items():
+            title = f'<tr><th scope="rowgroup" colspan="{len(self.models) + 2}">{html.escape(claim)}</th></tr>'
+            for task, *rest in rows:
+                cells = "".join(f"<td>{html.escape(text)}</td>" for text in rest)
+                title += f'<tr><th scope="row">{html.escape(task)}</th>{cells}</tr>'
+            body.append(f"<tbody>{title}</tbody>")
+        return (
+            '<div class="table-box" role="region" tabindex="0" aria-label="What the page measures, for each model">'
+            f'<table class="texts"><thead><tr>{head}</tr></thead>{"".join(body)}</table></div>'
+            f'<p class="finding-source">{html.escape(self.source)}</p>'
+        )
+
+
+def compared(section: str, data: str | os.PathLike[str] | None = None) -> Table:
+    """What page `section` measures in the stored runs of `MODELS`; arguments and errors as `finding` has them."""
+    found, runs = _stored(section, pathlib.Path(data_folder() if data is None else data))
+    groups: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
+    for model, findings in found.items():
+        for one in (one for one in findings if one.task):
+            for measure, (number, _, _) in one.rows.items():
+                row = groups.setdefault(one.claim, {}).setdefault((one.task.replace("_", " "), measure), {})
+                row[model] = number_text(number)
+    models = [model for model in found if any(model in row for rows in groups.values() for row in rows.values())]
+    table = {claim: [[*key, *(row.get(model, "–") for model in models)] for key, row in rows.items()]
+             for claim, rows in groups.items()}  # fmt: skip
+    return Table(models, table, f"The stored runs of {_listed(runs)}, with 95 % intervals.")
+
+
 def finding(section: str, data: str | os.PathLike[str] | None = None) -> Box:
     """What page `section`, such as "06_self_correction", finds, by the stored runs in `data`/results.
 
@@ -197,20 +243,26 @@ def finding(section: str, data: str | os.PathLike[str] | None = None) -> Box:
     section that has no finding.
     """
     data = data_folder() if data is None else pathlib.Path(data)
-    claims = data / "claims.yaml"
+    found, runs = _stored(section, data)
+    listed = load_findings(data / "findings.yaml", data / "claims.yaml")
+    source = f"Judged by the stored runs of {_listed(runs)}; the number in a chip counts tasks."
+    said = [say(part, found) for part in listed[section.partition("_")[2]]]
+    return Box([one for one in said if any(one.verdicts.values())], source)
+
+
+def _stored(section: str, data: pathlib.Path) -> tuple[dict[str, list[Finding]], list[str]]:
+    """Model -> the claims of a page as its stored run judges them, and what the runs are called."""
+    claims, name = data / "claims.yaml", section.partition("_")[2]
     listed = load_findings(data / "findings.yaml", claims)
-    name = section.partition("_")[2]
     if name not in listed:
         raise ValueError(f"no finding for {section!r}; there are: {', '.join(listed)}")
     calibration = data / "results" / CALIBRATION.name
     stored = {model: data / "results" / folder / f"{section}.json" for model, folder in MODELS.items()}
     stored = {model: path for model, path in stored.items() if path.is_file()}
     found = {model: gather(path.parent, None, claims, calibration=calibration) for model, path in stored.items()}
-    found = by_model(found, claims)
+    found = {model: [f for f in own if f.section == name] for model, own in by_model(found, claims).items()}
     runs = []
     for model, path in stored.items():
         facts: Mapping[str, Any] = read_json(path)["provenance"]
         runs.append(f"{facts.get('model', 'cos-mini')} ({model})")
-    source = f"Judged by the stored runs of {_listed(runs)}; the number in a chip counts tasks."
-    said = [say(part, found) for part in listed[name]]
-    return Box([one for one in said if any(one.verdicts.values())], source)
+    return found, runs
