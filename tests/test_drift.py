@@ -64,10 +64,14 @@ def test_verdicts(late, said):
 
 
 def made(many, few):
-    """What `read` would give of 40 puzzles, the first `many` and `few` of which are right in twenty and four steps."""
-    right = [np.repeat((np.arange(40) < count)[:, None], 3, 1).astype(float) for count in (many, few)]
-    own = np.repeat(right[0][:, None], len(drift.LEVELS), 1)
-    return dict(own=own, true=np.ones_like(own), few=right[1], sigmas=np.linspace(1, 0.1, len(drift.LEVELS)))
+    """What `read` would give of 40 puzzles, the first `many` and `few` of which are exact in twenty and four steps, and
+    the same in all steps up to the last four; all are decided, and half of their cells right.
+    """
+    exact = [(np.arange(40) < count).astype(float) for count in (many, few)]
+    rows = [np.stack([np.ones(40), np.full(40, 0.5), one], 1) for one in exact]
+    early, late = (np.repeat(rows[k][:, None], count, 1) for k, count in ((1, drift.KEPT + 1), (0, 4)))
+    own = np.concatenate([early, late], 1)
+    return dict(own=own, true=np.ones_like(own), few=rows[1], sigmas=np.linspace(1, 0.1, len(drift.LEVELS)))
 
 
 def test_a_training_cures_a_drift_only_where_there_was_one():
@@ -75,16 +79,28 @@ def test_a_training_cures_a_drift_only_where_there_was_one():
     runs = [
         drift.run_row("first", "maze", first, first),
         drift.run_row("first", "shelf", made(38, 37), made(38, 37)),
-        drift.run_row("other", "maze", better, first),
-        drift.run_row("other", "shelf", made(40, 37), made(38, 37)),
-        drift.run_row("worse", "maze", made(20, 18), first),
+        drift.run_row("cos-mini-rollout", "maze", better, first),
+        drift.run_row("cos-mini-rollout", "shelf", made(40, 37), made(38, 37)),
+        drift.run_row("cos-mini-longer", "maze", made(20, 18), first),
+        drift.run_row("cos-mini", "maze", better, first),
     ]
-    assert [row["verdict"] for row in runs] == ["drifts", "holds", "holds", "holds", "holds"]
+    assert [row["verdict"] for row in runs] == ["drifts", *["holds"] * 5]
     assert runs[2]["solved"]["more"]["value"] == pytest.approx(18 / 40)
     assert drift.cured(runs) == [
-        dict(model="other", task="maze", cured=True),
-        dict(model="worse", task="maze", cured=False),  # it holds, at what the first has left
+        dict(model="cos-mini-rollout", task="maze", cured=True),
+        dict(model="cos-mini-longer", task="maze", cured=False),  # it holds, at what the first has left
     ]
+
+
+def test_own_states_are_blamed_only_for_films_that_were_exact_before():
+    """38 are exact at the last level of four steps, 20 at the end; in true states all are. Two never were."""
+    row = drift.run_row("first", "maze", made(20, 38), made(20, 38))
+    assert row["own_states"] and row["harm"]["value"] == pytest.approx(18 / 38, abs=1e-3) and row["harm"]["n"] == 38
+    wrong = drift.run_row("first", "maze", made(20, 20), made(20, 20))
+    assert wrong["harm"]["value"] == 0 and not wrong["own_states"], "20 puzzles are decided wrongly from the start on"
+    level = drift.level_rows("first", "maze", made(20, 38))[-1]
+    assert level["solved"]["true - own"]["value"] == 0.5 and level["cells"]["true - own"]["value"] == 0.5
+    assert level["decided"]["true - own"]["value"] == 0
 
 
 def test_the_command_writes_levels_and_runs_of_sealed_puzzles(tmp_path, monkeypatch):

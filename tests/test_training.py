@@ -305,6 +305,7 @@ def test_a_gradient_that_is_no_number_ends_the_run_too(run, tmp_path, monkeypatc
         (dict(shift=0), "shift must be a positive number, got 0"),
         (dict(perturb=-0.1), "perturb must be a number from 0 on, got -0.1"),
         (dict(rollout=-1), "rollout must be 0 or more, got -1"),
+        (dict(rollout=9, batch=1), "half of a batch are own states: it needs 2 or more, got batch=1"),
         (dict(rollout=3), "own runs have 4 steps or more, got rollout=3"),
         (dict(rollout=9, memory=True), "rollout goes without perturb, memory, teacher and several lengths"),
         (dict(rollout=9, perturb=0.1), "rollout goes without perturb, memory, teacher and several lengths"),

@@ -5,14 +5,17 @@
 writes `data/results/drift.json`. One of `levels` is a model, a task and a noise level of a run of twenty steps. It
 holds the clean estimate of the model in two states of this level: in its *own*, which its run has reached, and in a
 *true* one, which is the truth of the puzzle mixed with the run's noise. Both are read with `chain.apart`. One of `runs`
-has the films of four and of twenty steps, `late`, what the further steps add, and `more`, what the model draws right in
-twenty steps beyond the first of the models, both puzzle by puzzle. The puzzles are sealed ones, and the run is made
-once.
+has the films of four and of twenty steps; `late`, twenty steps minus four; `more`, twenty steps minus those of the
+first of the models; both puzzle by puzzle. `harm` looks at the puzzles whose own estimate is exact at the last noise
+level that four steps visit: how many more of them are exact at the last level in true states than in own ones. (In a
+puzzle that the run decides wrongly a true state shows the answer, and says nothing of drift.) The puzzles are sealed
+ones, and the run is made once.
 
 The rules, older than the run, for films in which every cell is right (`solved`). A model *drifts* on a task where the
-interval of `late` lies below 0, and *holds* where it lies above -.05; otherwise it is *undecided*. Its *own states* do
-the harm where the interval of true - own lies above 0 at the last level. Another training *cures* the drift of the
-first model on a task on which that one drifts, if it holds there and the interval of `more` lies above 0.
+interval of `late` lies below 0; otherwise it *holds* where it lies above -.05; otherwise it is *undecided*, as where an
+interval has no width. Its *own states* do the harm where it drifts and the interval of `harm` lies above 0. One of
+`CURES` *cures* the drift of the first model on a task on which that one drifts, if it holds there and the interval of
+`more` lies above 0.
 """
 
 from __future__ import annotations
@@ -34,14 +37,29 @@ from ..mini.model import condition, decode, noise_of, steps_of
 from ..pipelines.loading import load
 from .chain import apart
 
-__all__ = ["FEW", "LEVELS", "MODELS", "STEPS", "TASKS", "cured", "estimates", "judge", "level_rows", "read", "run_row"]
+__all__ = [
+    "CURES",
+    "FEW",
+    "LEVELS",
+    "MODELS",
+    "STEPS",
+    "TASKS",
+    "cured",
+    "estimates",
+    "judge",
+    "level_rows",
+    "read",
+    "run_row",
+]
 
 MODELS = ("cos-mini-shallow", "cos-mini-longer", "cos-mini-rollout", "cos-mini")
 TASKS = ("occlusion", "reappear", "maze", "two_routes", "bounce", "rotation")
+CURES = ("cos-mini-longer", "cos-mini-rollout")  # trained on from the first; cos-mini has more blocks
 STEPS, FEW = 20, 4
 LEVELS = (0, 5, 10, 13, 15, 16, 17, 18, 19)
 """The steps of a run of `STEPS` at whose levels estimates are read; the last four lie below all levels of `FEW`."""
-SEEDS = range(split.SEALED.start + 3500, split.SEALED.stop)
+KEPT = LEVELS.index(15)  # the last level that `FEW` steps visit
+SEEDS = range(split.SEALED.start + 3500, split.SEALED.stop)  # those before were used by other measures
 READ = ("decided", "cells", "solved")
 
 
@@ -116,8 +134,14 @@ def level_rows(model: str, task: str, found: dict[str, np.ndarray]) -> list[dict
 
 
 def run_row(model: str, task: str, found: dict[str, np.ndarray], first: dict[str, np.ndarray]) -> dict[str, Any]:
-    """`runs` of one model and task; first: what `read` gives of the first of the models."""
+    """`runs` of one model and task; first: what `read` gives of the first of the models. Without `harm` where fewer
+    than two puzzles are exact at the last level of `FEW` steps.
+    """
     row: dict[str, Any] = dict(model=model, task=task, n=len(found["own"]))
+    own, true = found["own"][:, :, READ.index("solved")], found["true"][:, :, READ.index("solved")]
+    kept = own[:, KEPT] == 1
+    if kept.sum() >= 2:
+        row["harm"] = _number(paired_interval(true[kept, -1], own[kept, -1])) | dict(n=int(kept.sum()))
     for k, part in enumerate(READ):
         few, many = found["few"][:, k], found["own"][:, -1, k]
         late = paired_interval(many, few)
@@ -125,6 +149,7 @@ def run_row(model: str, task: str, found: dict[str, np.ndarray], first: dict[str
         row[part]["more"] = _number(paired_interval(many, first["own"][:, -1, k]))
         if part == "solved":
             row["verdict"] = judge(late)
+    row["own_states"] = row["verdict"] == "drifts" and row.get("harm", {"low": 0})["low"] > 0
     return row
 
 
@@ -134,7 +159,7 @@ def cured(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         dict(model=row["model"], task=row["task"],
              cured=row["verdict"] == "holds" and row["solved"]["more"]["low"] > 0)
-        for row in runs if row["task"] in first and row["model"] != runs[0]["model"]
+        for row in runs if row["task"] in first and row["model"] in CURES
     ]  # fmt: skip
 
 
@@ -154,7 +179,9 @@ def main() -> None:
             levels += level_rows(model, task, found)
             runs.append(run_row(model, task, found, first.setdefault(task, found)))
             print(runs[-1], flush=True)
-    facts = dict(command="python -m cosutils.measures.drift", seeds=[SEEDS.start, SEEDS.stop])
+    options = f"--models {' '.join(args.models)} --tasks {' '.join(args.tasks)} --puzzles {args.puzzles}"
+    command, seeds = f"python -m cosutils.measures.drift {options}", [SEEDS.start, SEEDS.start + args.puzzles - 1]
+    facts = dict(command=command, seeds=seeds)
     write_json(args.out, facts | dict(runs=runs, cured=cured(runs), levels=levels))
 
 

@@ -109,6 +109,8 @@ class Plan:
             raise ValueError(f"own runs have 4 steps or more, got rollout={self.rollout}")
         if self.rollout and (self.perturb or self.memory or self.teacher is not None or len(self.lengths) > 1):
             raise ValueError("rollout goes without perturb, memory, teacher and several lengths: leave out it or them")
+        if self.rollout and self.batch < 2:
+            raise ValueError(f"half of a batch are own states: it needs 2 or more, got batch={self.batch}")
         if self.cooldown > 1:
             raise ValueError(f"cooldown is a share of the samples, at most 1, got {self.cooldown!r}")
         for name, known in (
@@ -306,7 +308,8 @@ class OwnRuns:
     """Runs of the model that is trained, each a step further at every batch: own states, without a pass more.
 
     count: runs at a time; longest: a run has 4 to `longest` steps, of the sampler's noise levels; generator: draws how
-    many. `begin` puts the next puzzles in the place of the runs that are over, `advance` takes all a step on.
+    many. `begin` puts the next puzzles in the place of the runs that are over, `advance` takes all a step on. They are
+    not in the checkpoint: a resumed training begins them anew.
     """
 
     def __init__(self, count: int, longest: int, generator: torch.Generator):
