@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import WanImageToVideoPipeline
+from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 
 from cosutils._files import new_folder, read_log, restore_folder, sha256
 from cosutils.measures import chain
@@ -269,10 +269,25 @@ def test_half_of_the_samples_are_own_states_and_learn_the_truth(run, tmp_path, m
         begun.append((*[one.clone() for one in found], runs.levels(runs.step)))
         return found
 
+    def passed(module, arguments, output):
+        if isinstance(module, WanTransformer3DModel) and module.training:
+            passes.append((*arguments, output[0].detach()))
+
+    passes = []
+    hook = torch.nn.modules.module.register_module_forward_hook(passed)
     monkeypatch.setattr(train.OwnRuns, "begin", watched)
     monkeypatch.setattr(torch.nn.functional, "mse_loss", lambda v, t: learned.append(t.clone()) or loss(v, t))
     train.train(dataclasses.replace(run, out=tmp_path / "run", samples=64, every=64, rollout=5))
-    assert len(begun) == 4
+    hook.remove()
+    passes = passes[-4:]  # those before were timed to choose a precision
+    assert len(begun) == len(passes) == 4
+    for (x, _, given, words, s), (entry, level, texts, _) in zip(begun, passes, strict=True):
+        assert torch.equal(entry[:8], torch.cat([x, given], 1)) and torch.equal(texts[:8], words)
+        assert torch.allclose(level[:8], s * 1000) and not entry.requires_grad
+    for now, then, one in zip(begun, begun[1:], passes, strict=False):
+        on = then[4] < now[4]  # the runs that go on: a step of Euler's along the model's own velocity
+        step = train.wide(then[4] - now[4]) * one[3][:8].float()
+        assert on.any() and torch.allclose(then[0][on], (now[0] + step)[on], atol=1e-5)
     for (x, truth, _, _, s), target in zip(begun, learned, strict=True):
         assert len(x) == 8 and len(target) == 16
         assert torch.allclose(x - target[:8] * train.wide(s), truth, atol=1e-4)
