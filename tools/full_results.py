@@ -37,6 +37,10 @@ PRESETS = ("full", "shallow", "longer", "memory", *TRAININGS)
 PLAIN = ("cos-mini", "cos-mini-shallow", "cos-mini-two", "cos-mini-longer", "cos-mini-memory")
 MODELS = dict.fromkeys(PLAIN, "1 4 20") | {"cos-mini-student": "4"}  # numbers of steps that are scored
 STUDENTS = "data/serial/students"
+AGAIN = (
+    *("--models", "cos-mini-shallow", "cos-mini-rollout", "--tasks", "occlusion"),
+    *("--puzzles", "400", "--first", "53700", "--out", "data/results/drift-again.json"),
+)
 COMMANDS: dict[str, list[list[str]]] = {  # name of a job -> modules and their arguments, one after the other
     **{
         f"scores/{model}": [
@@ -45,7 +49,7 @@ COMMANDS: dict[str, list[list[str]]] = {  # name of a job -> modules and their a
         for model, steps in MODELS.items()
     },
     "horizon": [["cosutils.measures.horizon"]],
-    "drift": [["cosutils.measures.drift"]],
+    "drift": [["cosutils.measures.drift"], ["cosutils.measures.drift", *AGAIN]],
     "causes": [["cosutils.measures.causes", "--again"]],
     "calibration": [["cosutils.report.calibration", "--again"]],
     **{
