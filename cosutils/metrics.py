@@ -36,6 +36,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def stored(self) -> dict[str, float]:
+        """The interval as the records of `data` hold it: value, low and high, to four digits."""
+        return dict(value=round(self.estimate, 4), low=round(self.low, 4), high=round(self.high, 4))
+
 
 def energy(states: torch.Tensor, grid: tuple[int, int, int] | None = None) -> torch.Tensor:
     """Token energy (paper Sec. 5.1, Fig. 6a): the L2 norm of every token over its D channels, in float32.

@@ -86,7 +86,9 @@ def test_the_models_are_compared_measure_by_measure(stored):
     rows = {(task, measure): numbers for rows in table.groups.values() for task, measure, *numbers in rows}
     assert rows["shelf", "damage"][1] == "0.40 [0.30, 0.50], N = 200" != rows["shelf", "damage"][0]
     assert rows["maze", "damage"][1] == "–"
-    assert "shelf | damage | " in repr(table) and "<td>0.40 [0.30, 0.50], N = 200</td>" in table._repr_html_()
+    assert (
+        "shelf | damage | " in repr(table) and '<td rowspan="1">0.40 [0.30, 0.50], N = 200</td>' in table._repr_html_()
+    )
     with pytest.raises(ValueError, match="no finding for '15_your_turn'"):
         findings.compared("15_your_turn")
 

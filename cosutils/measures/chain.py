@@ -177,8 +177,8 @@ def decided(sample: Sample, evidence: np.ndarray, tie: float = 0.1) -> np.ndarra
 def apart(sample: Sample, film: np.ndarray) -> dict[str, float]:
     """Deciding and drawing apart in one film (T, H, W, 3), each of `PARTS` in [0, 1].
 
-    score: answer * motion; decided: a right answer leads the last frame, see the function; cells: share of right cells
-    there; motion: that of the frames between; solved: `Score.solved`.
+    decided: a right answer leads the last frame, see the function; cells: share of right cells there; motion: that of
+    the frames between; score: cells * motion; solved: `Score.solved`.
     """
     score, evidence = sample.score(film), np.array([list(sample.candidates(film).values())])
     values = score.total, decided(sample, evidence)[0], score.parts["answer"], score.parts["motion"], score.solved

@@ -41,19 +41,9 @@ from ..pipelines.loading import load
 from .chain import apart
 
 __all__ = [
-    "CURES",
-    "FEW",
-    "LEVELS",
-    "MODELS",
-    "STEPS",
-    "TASKS",
-    "cured",
-    "estimates",
-    "judge",
-    "level_rows",
-    "read",
+    "CURES", "FEW", "LEVELS", "MODELS", "STEPS", "TASKS", "cured", "estimates", "judge", "level_rows", "read",
     "run_row",
-]
+]  # fmt: skip
 
 CURES = ("cos-mini-longer", "cos-mini-rollout")  # both were trained on from the first of the models
 MODELS = ("cos-mini-shallow", *CURES)
@@ -85,10 +75,8 @@ def estimates(
     given, found = condition(codec, x0), {}
     for step, (sigma, _, own) in enumerate(steps_of(network, x1, given, words, steps)):
         if step in chosen:
-            state = torch.lerp(x0, x1, sigma)
-            v = network(torch.cat([state, given], 1), x0.new_full((len(x0),), sigma * 1000), words, return_dict=False)[
-                0
-            ]
+            state, level = torch.lerp(x0, x1, sigma), x0.new_full((len(x0),), sigma * 1000)
+            v = network(torch.cat([state, given], 1), level, words, return_dict=False)[0]
             found[step] = sigma, decode(codec, own), decode(codec, state - sigma * v)
     return found
 
@@ -119,10 +107,6 @@ def judge(late: Interval) -> str:
     return "drifts" if late.high < 0 else "holds" if late.low > -0.05 else "undecided"
 
 
-def _number(found: Interval) -> dict[str, float]:
-    return dict(value=round(found.estimate, 4), low=round(found.low, 4), high=round(found.high, 4))
-
-
 def level_rows(model: str, task: str, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """`levels` of one model and task, from what `read` gives."""
     rows = []
@@ -130,8 +114,8 @@ def level_rows(model: str, task: str, found: dict[str, np.ndarray]) -> list[dict
         row: dict[str, Any] = dict(model=model, task=task, sigma=round(float(sigma), 4), n=len(found["own"]))
         for k, part in enumerate(READ):
             own, true = found["own"][:, level, k], found["true"][:, level, k]
-            row[part] = dict(own=_number(share_interval(own)), true=_number(share_interval(true)))
-            row[part]["true - own"] = _number(paired_interval(true, own))
+            row[part] = dict(own=share_interval(own).stored(), true=share_interval(true).stored())
+            row[part]["true - own"] = paired_interval(true, own).stored()
         rows.append(row)
     return rows
 
@@ -141,15 +125,15 @@ def run_row(model: str, task: str, found: dict[str, np.ndarray], first: dict[str
     than two puzzles are exact at the last level of `FEW` steps.
     """
     row: dict[str, Any] = dict(model=model, task=task, n=len(found["own"]))
-    own, true = found["own"][:, :, READ.index("solved")], found["true"][:, :, READ.index("solved")]
+    own, true = (found[state][:, :, READ.index("solved")] for state in ("own", "true"))
     kept = own[:, KEPT] == 1
     if kept.sum() >= 2:
-        row["harm"] = _number(paired_interval(true[kept, -1], own[kept, -1])) | dict(n=int(kept.sum()))
+        row["harm"] = paired_interval(true[kept, -1], own[kept, -1]).stored() | dict(n=int(kept.sum()))
     for k, part in enumerate(READ):
         few, many = found["few"][:, k], found["own"][:, -1, k]
         late = paired_interval(many, few)
-        row[part] = dict(few=_number(share_interval(few)), many=_number(share_interval(many)), late=_number(late))
-        row[part]["more"] = _number(paired_interval(many, first["own"][:, -1, k]))
+        row[part] = dict(few=share_interval(few).stored(), many=share_interval(many).stored(), late=late.stored())
+        row[part]["more"] = paired_interval(many, first["own"][:, -1, k]).stored()
         if part == "solved":
             row["verdict"] = judge(late)
     row["own_states"] = row["verdict"] == "drifts" and row.get("harm", {"low": 0})["low"] > 0

@@ -128,8 +128,7 @@ def main() -> None:
                 for name, before in zip(("added", "late"), [*cells][:-1][:2], strict=False):
                     found[name] = bootstrap_interval(np.subtract(seen["cells"], cells[before]))
                 row: dict[str, Any] = dict(model=model, moves=[least, most], steps=steps, n=len(group))
-                for name, v in found.items():
-                    row[name] = dict(value=round(v.estimate, 4), low=round(v.low, 4), high=round(v.high, 4))
+                row |= {name: interval.stored() for name, interval in found.items()}
                 if "added" in row:
                     row["verdict"] = verdict("plain", row["added"])
                 if "late" in row:

@@ -2,9 +2,9 @@
 
     python -m cosutils.mini.split --draws 100000
 
-Seeds are split once and for all. `REPORT` seeds give every number of the book. `SEALED` seeds are for the final run
-alone: nobody looks at a score on them before, and nothing is changed because of one. `VALIDATION` seeds decide while a
-model is built. Training takes `TRAIN`.
+Seeds are split once and for all. `REPORT` seeds are those of a page's own run. `SEALED` seeds are for the runs that
+judge: nobody looks at a score on them before the rules are fixed, and nothing is changed because of one. `VALIDATION`
+seeds decide while a model is built. Training takes `TRAIN`.
 
 A seed is a label, and a task with few puzzles deals the same ones to all ranges. `part` therefore tells to which part a
 puzzle belongs by what it shows and asks: a tenth is for reports, a tenth for validation, the others for training. The

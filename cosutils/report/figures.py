@@ -42,6 +42,7 @@ __all__ = [
     "signature",
     "step_frame_grid",
     "stored_curve",
+    "table_of",
 ]
 
 PALETTE = tuple(sns.color_palette("colorblind"))
@@ -243,6 +244,17 @@ def show_table(
     beginning of a text -> class that the book's style colours. The rows are the output's text too. Raises ValueError
     where a row is too long or short.
     """
+    table, plain = table_of(head, groups, merge, marks)
+    show_html(table, plain, name, alt, caption)
+
+
+def table_of(
+    head: Sequence[str],
+    groups: Mapping[str, Sequence[Sequence[str]]],
+    merge: int = 2,
+    marks: Mapping[str, str] | None = None,
+) -> tuple[str, str]:
+    """A table as HTML and as plain text; arguments and errors as `show_table` has them."""
     parts = ["<thead><tr>", *(f'<th scope="col">{html.escape(word)}</th>' for word in head), "</tr></thead>"]
     plain = [" | ".join(head)]
     for title, rows in groups.items():
@@ -267,7 +279,7 @@ def show_table(
             parts.append("</tr>")
             plain.append("  " + " | ".join(row))
         parts.append("</tbody>")
-    show_html(f'<table class="texts">{"".join(parts)}</table>', "\n".join(plain), name, alt, caption)
+    return f'<table class="texts">{"".join(parts)}</table>', "\n".join(plain)
 
 
 def show_html(table: str, plain: str, name: str, alt: str, caption: str | None = None) -> None:

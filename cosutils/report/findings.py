@@ -19,6 +19,7 @@ from .._files import read_json, read_yaml
 from ..pipelines.loading import data_folder
 from .claims import CALIBRATION, NOT_MEASURED, load_claims
 from .evidence import SIGNS, Finding, by_model, gather, number_text
+from .figures import table_of
 
 __all__ = ["MODELS", "Box", "Part", "Said", "Table", "compared", "finding", "load_findings", "say"]
 
@@ -199,25 +200,17 @@ class Table:
     source: str
 
     def __repr__(self) -> str:
-        lines = [" | ".join(["task", "measure", *self.models])]
-        for claim, rows in self.groups.items():
-            lines += [claim, *("  " + " | ".join(row) for row in rows)]
-        return "\n".join([*lines, self.source])
+        return f"{self._drawn[1]}\n{self.source}"
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col">{html.escape(word)}</th>' for word in ("task", "measure", *self.models))
-        body = []
-        for claim, rows in self.groups.items():
-            title = f'<tr><th scope="rowgroup" colspan="{len(self.models) + 2}">{html.escape(claim)}</th></tr>'
-            for task, *rest in rows:
-                cells = "".join(f"<td>{html.escape(text)}</td>" for text in rest)
-                title += f'<tr><th scope="row">{html.escape(task)}</th>{cells}</tr>'
-            body.append(f"<tbody>{title}</tbody>")
         return (
             '<div class="table-box" role="region" tabindex="0" aria-label="What the page measures, for each model">'
-            f'<table class="texts"><thead><tr>{head}</tr></thead>{"".join(body)}</table></div>'
-            f'<p class="finding-source">{html.escape(self.source)}</p>'
+            f'{self._drawn[0]}</div><p class="finding-source">{html.escape(self.source)}</p>'
         )
+
+    @property
+    def _drawn(self) -> tuple[str, str]:
+        return table_of(["task", "measure", *self.models], self.groups, merge=0)
 
 
 def compared(section: str, data: str | os.PathLike[str] | None = None) -> Table:

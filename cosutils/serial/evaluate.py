@@ -47,8 +47,7 @@ def load_pipeline(folder: Path) -> WanImageToVideoPipeline:
 
 
 def _rate(hits: np.ndarray) -> dict[str, float]:
-    value = rate_interval(int(hits.sum()), len(hits))
-    return dict(value=round(value.estimate, 4), low=round(value.low, 4), high=round(value.high, 4))
+    return rate_interval(int(hits.sum()), len(hits)).stored()
 
 
 def _share(rows: np.ndarray) -> float:

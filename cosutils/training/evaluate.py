@@ -1,10 +1,10 @@
 """Scores of the embedded model on held-out puzzles, beside the controls.
 
-    python -m cosutils.training.evaluate cos-mini --puzzles 200 --steps 1 4 20
+    python -m cosutils.training.evaluate cos-mini --puzzles 200 --steps 1 4 20 --sealed
 
 writes `data/results/<model>-scores.json` and prints the table of the README. Puzzles come from the report seeds of
-`cosutils.mini.split`, with `--sealed` from those that are kept for the final run; with `--split content` only puzzles
-count that such a training left out.
+`cosutils.mini.split`, with `--sealed` from those that are kept for what is published; with `--split content` only
+puzzles count that such a training left out.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def table(numbers: dict[str, dict], steps: tuple[int, ...]) -> str:
 
 
 def side_by_side(models: dict[str, tuple[dict[str, dict], tuple[int, ...]]], part: str = "solved") -> str:
-    """One of `PARTS` of several models in markdown; models: label -> (recorded numbers, numbers of steps shown)."""
+    """One of `chain.PARTS` of several models in markdown; models: label -> (recorded numbers, steps that are shown)."""
     columns = [(label, numbers, k) for label, (numbers, steps) in models.items() for k in steps]
     lines = [["task", *(f"{label}, {_steps(k)}" for label, _, k in columns)]]
     for task in tasks.NAMES:
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/results"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--split", choices=["seed", "content"], default="seed", help="that of the model's training")
-    parser.add_argument("--sealed", action="store_true", help="the final run: seeds that nobody has looked at before")
+    parser.add_argument("--sealed", action="store_true", help="seeds that nobody has looked at before")
     args = parser.parse_args()
     seeds, within = split.SEALED if args.sealed else split.REPORT, "report" if args.split == "content" else None
     try:
