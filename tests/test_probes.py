@@ -65,6 +65,34 @@ def test_a_probe_reads_the_layer_that_holds_the_label(made):
     assert np.nanmean(scores[:, 0, 1]) > np.nanmean(scores[:, 0, 0]) + 0.15
 
 
+def test_one_latent_frame_is_read_alone(made):
+    """The given picture holds the label in another channel, and in no layer but the first."""
+    for one in made:
+        value = probes.arrange(probes.occupied, [one.sample], GRID).value[0].reshape(5, 5, 4)
+        one.states[0, 0, 0, :, :, 3] += 8 * value[..., 1]
+
+    def second_cells(sample):
+        labels = probes.occupied(sample)
+        counted = np.zeros_like(labels.counted)
+        counted[2:8:2, 3:7:2] = True
+        return probes.Labels(labels.value, counted)
+
+    given, later = (np.nanmean(probes.by_layer(made[:25], made[25:], second_cells, frame), (0, 1)) for frame in (0, 2))
+    assert given[0] > 0.9 > 0.75 > given[1]
+    assert later[1] > 0.9 > 0.75 > later[0]
+
+
+def test_halfway_means_what_the_films_have_drawn_by_then():
+    sample = tasks.find_shape.sample(0)
+    middle = probes.halfway(sample, 5)
+    assert np.array_equal(middle.value, (sample.ids[8] != sample.ids[0])) and middle.value.sum() == 4
+    others = [(film[8] != film[0]) for film in sample.possible.values()]
+    assert np.array_equal(middle.counted, np.any(others, 0)), "no cell lies around all shapes"
+    assert (probes.halfway(sample, 3).value.sum(), probes.halfway(sample, 9).value.sum()) == (4, 4)
+    with pytest.raises(ValueError, match="2 latent frames has no middle one"):
+        probes.halfway(sample, 2)
+
+
 def test_the_penalty_does_not_depend_on_how_many_puzzles_say_the_same():
     rng = np.random.default_rng(2)
     states, value = rng.normal(size=(8, 2, 1, 5)), rng.integers(0, 2, (8, 1, 4)).astype(bool)

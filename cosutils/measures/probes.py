@@ -1,8 +1,8 @@
 """Linear probes: from which layer on can a label be read from the hidden states? (Sec. 5.1, our measure)
 
 A label belongs to a cell of the puzzle's 10 x 10 board. The token at the cell's place, in a latent frame
-after the first, is asked for it by ridge regression in closed form: one probe for every place of a cell
-within its token. P puzzles, F latent frames, K = h w places of tokens, n cells per token, D channels.
+after the first or in one that is named, is asked for it by ridge regression in closed form: one probe for every place
+of a cell within its token. P puzzles, F latent frames, K = h w places of tokens, n cells per token, D channels.
 
     fitted, held_out = ([activations(pipe, puzzle, probed=[0]) for puzzle in part] for part in (some, others))
     scores = by_layer(fitted, held_out, answered)              # (P, probed steps, L + 1) areas under the ROC curve
@@ -29,6 +29,7 @@ __all__ = [
     "auc",
     "by_layer",
     "gap",
+    "halfway",
     "near_best",
     "occupied",
     "read_out",
@@ -57,6 +58,21 @@ def answered(sample: Sample) -> Labels:
     """
     changes = np.array([option != sample.blank for option in sample.options.values()])
     return Labels(sample.options[sample.answer] != sample.blank, np.asarray(changes.any(0) & ~changes.all(0)))
+
+
+def halfway(sample: Sample, latents: int) -> Labels:
+    """Motion: the right film changes the cell in the pixel frames of its middle latent frame, `latents` // 2.
+
+    latents: number of latent frames, of which the first holds the given picture alone. Only cells count that some
+    possible answers' films change there and others do not. ValueError for fewer than three, which have no middle.
+    """
+    if latents < 3:
+        raise ValueError(f"a film of {latents} latent frames has no middle one")
+    ends = 1 + np.arange(latents) * (world.FRAMES - 1) // (latents - 1)
+    frames = slice(*ends[latents // 2 - 1 : latents // 2 + 1])
+    changes = np.array([(film[frames] != film[0]).any(0) for film in sample.possible.values()])
+    value = (sample.ids[frames] != sample.ids[0]).any(0)
+    return Labels(value, np.asarray(changes.any(0) & ~changes.all(0)))
 
 
 def arrange(label: Callable[[Sample], Labels], samples: Sequence[Sample], grid: Grid) -> Labels:
@@ -141,19 +157,19 @@ def _states(found: Activations) -> np.ndarray:
 
 
 def by_layer(
-    known: Sequence[Activations], new: Sequence[Activations], label: Callable[[Sample], Labels], first: bool = False,
-    control: bool = False, ridge: float = 0.01,
+    known: Sequence[Activations], new: Sequence[Activations], label: Callable[[Sample], Labels],
+    frame: int | None = None, control: bool = False, ridge: float = 0.01,
 ) -> np.ndarray:  # fmt: skip
     """`read_out` at every probed step and layer, (P', probed steps, L + 1): probes of `known` read the `new` ones.
 
-    first: read the tokens of the first latent frame, which is given, instead of those of all later frames. control: the
-    probes are fitted to `shuffled` labels.
+    frame: read the tokens of this latent frame alone, 0 for the one that is given, instead of all that follow it.
+    control: the probes are fitted to `shuffled` labels.
     """
     steps, depth, *grid, width = _states(known[0]).shape
     labels, new_labels = (
         arrange(label, [one.sample for one in part], (grid[0], grid[1], grid[2])) for part in (known, new)
     )
-    frames = slice(0, 1) if first else slice(1, None)
+    frames = slice(1, None) if frame is None else slice(frame, frame + 1)
 
     def tokens(part: Sequence[Activations], step: int, layer: int) -> np.ndarray:
         return np.stack([_states(one)[step, layer, frames].reshape(-1, grid[1] * grid[2], width) for one in part])
