@@ -596,7 +596,7 @@ def test_students_and_teachers_that_do_not_belong_together_are_refused(tmp_path)
 def test_depths_are_told_in_words_the_supported_ones_first():
     rows = {1: "undecided", 2: "supported", 3: "supported", 5: "no room"}
     assert verdict.told({blocks: dict(verdict=word) for blocks, word in rows.items()}) == (
-        "solve puzzles that one pass cannot with 2 and 3 blocks; with 1 block it is undecided; "
+        "with 2 and 3 blocks they solve puzzles that one pass cannot; with 1 block it is undecided; "
         "with 5 blocks there is no room to tell"
     )
 

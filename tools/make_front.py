@@ -114,7 +114,7 @@ def testbed(report: pathlib.Path) -> str:
     with mpl.rc_context(STYLE):
         fig, axes = plt.subplots(1, 2, figsize=(7, 2.9), layout="constrained")
         for ax, (title, curves), ends in zip(axes, panels.items(), ((1, 5), (0, 1)), strict=True):
-            for variant, color, dash in (("plain", ORANGE, "--"), ("memory", BLUE, "-")):
+            for variant, color, dash in (("plain", BLUE, "--"), ("memory", ORANGE, "-")):
                 band = curves(found[verdict.usual("ladder", "trail", 1, variant)])[RUNGS]
                 value, low, high = (
                     np.clip([row[end] for row in band.values()], *ends) for end in ("value", "low", "high")
@@ -129,8 +129,8 @@ def testbed(report: pathlib.Path) -> str:
         axes[1].axhline(0.2, color=INK, lw=0.8, alpha=0.5)
         axes[1].text(32, 0.17, "chance", ha="right", va="top")
         for ax, plain, memory in ((axes[0], (32, 1.95), (1.05, 1.2)), (axes[1], (32, 0.51), (32, 0.82))):
-            ax.text(*plain, "plain", color=ORANGE, fontweight="bold", ha="right")
-            ax.text(*memory, "with a memory", color=BLUE, fontweight="bold", ha="right" if memory[0] > 2 else "left")
+            ax.text(*plain, "plain", color=BLUE, fontweight="bold", ha="right")
+            ax.text(*memory, "with a memory", color=ORANGE, fontweight="bold", ha="right" if memory[0] > 2 else "left")
     listed = "; ".join(f"{name}{text}" for name, text in said.items())
     return svg_text(fig, f"Two models by number of steps, {RUNGS} rungs: {listed}.")
 

@@ -105,8 +105,9 @@ def say(part: Part, findings: Mapping[str, Sequence[Finding]]) -> Said:
 
     findings: model -> its judged claims, as `evidence.gather` returns them. Where the model of the part was not run
     the sentence speaks of the first that was. In a sentence {tasks} are those that support the claim, {others} the
-    rest, {refused} those of them that do not support it and {open} those on which it cannot be told; {claim} is the
-    claim and {shares} tells which tasks have which verdict. ValueError where no model has the claim.
+    rest, {refused} those of them that do not support it and {open} those on which it cannot be told, {rest} both in
+    words; {claim} is the claim and {shares} tells which tasks have which verdict. ValueError where no model has the
+    claim.
     """
     own = {model: [f for f in found if f.key == part.claim] for model, found in findings.items()}
     if not any(own.values()):
@@ -128,7 +129,10 @@ def say(part: Part, findings: Mapping[str, Sequence[Finding]]) -> Said:
     others = [f.task for f in own.get(model, []) if f.task and f.task not in supported]
     refused = split.get("not supported", [])
     named = dict(tasks=supported, others=others, refused=refused, open=[task for task in others if task not in refused])
-    sentence = template.format(claim=claim, shares=shares, **{key: _tasks(value) for key, value in named.items()})
+    words = {"refused": "it does not", "open": "it cannot be told"}
+    rest = ", ".join(f"on {_tasks(named[key])} {text}" for key, text in words.items() if named[key])
+    lists = {key: _tasks(value) for key, value in named.items()}
+    sentence = template.format(claim=claim, shares=shares, rest=rest, **lists)
     number = ""
     if part.measure:
         quoted = {f.task: f.rows[part.measure][0] or f.rows[part.measure][1] for f in own.get(model, []) if f.task}

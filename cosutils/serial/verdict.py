@@ -318,7 +318,7 @@ def told(depths: dict[int, dict]) -> str:
     for word, some in by_verdict.items():
         count = " and ".join(filter(None, [", ".join(some[:-1]), some[-1]]))
         count = f"with {count} block{'s' * (some != ['1'])}"
-        parts.append(f"{count} {words[word]}" if word in words else f"solve puzzles that one pass cannot {count}")
+        parts.append(f"{count} {words.get(word, 'they solve puzzles that one pass cannot')}")
     return "; ".join(parts)
 
 
