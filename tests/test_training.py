@@ -96,6 +96,18 @@ def test_a_run_goes_on_to_more_samples_and_ends_at_fewer(copied, samples):
 
 
 @pytest.mark.slow
+def test_a_checkpoint_older_than_an_argument_had_its_default(copied):
+    path = copied.out / "checkpoint.pt"
+    state = train.read_state(path)
+    for name in ("perturb", "rollout", "lengths"):
+        del state["arguments"][name]
+    torch.save(state, path)
+    assert train.resumed(copied)[0]["seen"] == 192
+    with pytest.raises(ValueError, match="rollout 0 and cannot go on with 9"):
+        train.resumed(dataclasses.replace(copied, rollout=9))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "shown"),
     [

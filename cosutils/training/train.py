@@ -378,13 +378,17 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def resumed(plan: Plan) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """Checkpoint and log that `plan` goes on from, (None, []) at the beginning; ValueError if its arguments differ."""
+    """Checkpoint and log that `plan` goes on from, (None, []) at the beginning; ValueError if its arguments differ.
+
+    A checkpoint that is older than an argument had the default of it.
+    """
     restore_folder(plan.out / "model")
     if not (plan.out / "checkpoint.pt").is_file():
         return None, []
     state, mine = read_state(plan.out / "checkpoint.pt"), plan.arguments()
+    usual = Plan(plan.out, plan.weights).arguments()
     for name in (name for name in mine if name not in FREE):
-        if (theirs := state["arguments"].get(name)) != mine[name]:
+        if (theirs := state["arguments"].get(name, usual[name])) != mine[name]:
             raise ValueError(f"the run in {plan.out} has {name} {theirs!r} and cannot go on with {mine[name]!r}: "
                              f"use the same arguments, or another folder and --init {plan.out / 'model'}")  # fmt: skip
     if not (plan.out / "model" / "vae").is_dir():
