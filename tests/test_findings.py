@@ -20,7 +20,7 @@ FINDINGS = """
 any: {undecided: "Nobody knows: {claim}."}
 noise:
   - {claim: noise.step, model: three blocks, measure: damage, task: maze, words: Fall, supported: It hurts.,
-     not supported: It does not., mixed: "It hurts on {tasks}, not on {others}.",
+     not supported: It does not., mixed: "It hurts on {tasks}; {rest}.",
      on none: "Nowhere: {shares}. No: {refused}. Open: {open}."}
   - {claim: noise.again, model: ten blocks, supported: New noise hurts <too>.}
 """
@@ -52,7 +52,12 @@ HURTS, HARMLESS, OPEN = number(0.3, 0.5), number(0.0, 0.1), number(0.2, 0.4)
     [
         ({"maze/damage": HURTS, "shelf/damage": HURTS}, "It hurts."),
         ({"maze/damage": HARMLESS, "shelf/damage": HARMLESS}, "It does not."),
-        ({"maze/damage": HURTS, "shelf/damage": HARMLESS}, "It hurts on maze, not on shelf."),
+        ({"maze/damage": HURTS, "shelf/damage": HARMLESS}, "It hurts on maze; on shelf it does not."),
+        ({"maze/damage": HURTS, "shelf/damage": OPEN}, "It hurts on maze; on shelf it cannot be told."),
+        (
+            {"maze/damage": HURTS, "shelf/damage": HARMLESS, "bounce/damage": OPEN},
+            "It hurts on maze; on shelf it does not, on bounce it cannot be told.",
+        ),
         (
             {"maze/damage": OPEN, "shelf/damage": HARMLESS},
             "Nowhere: undecided on maze; not supported on shelf. No: shelf. Open: maze.",
