@@ -88,12 +88,12 @@ def deciding(results: pathlib.Path) -> str:
             ):
                 _bars(ax, places + shift, [numbers[model][f"{task}/{measure}"] for task in tasks], **style)
             ax.axvline(0, color=INK, lw=0.8, alpha=0.5)
-            ax.set(title=model, ylim=(-0.6, 3.75), xlim=(-0.15, 0.6))
+            ax.set(title=model, ylim=(-0.6, 3.75), xlim=(-0.2, 0.6))
             ax.set_yticks(places, [task.replace("_", " ") for task in tasks])
             ax.tick_params(axis="y", length=0)
             ax.spines["left"].set_visible(False)
         axes[0].text(0.03, 3.14, "decided", color=BLUE, va="center", fontweight="bold")
-        axes[0].text(0.36, 2.86, "exact", color=ORANGE, va="center", ha="right", fontweight="bold")
+        axes[0].text(0.32, 2.86, "exact", color=ORANGE, va="center", ha="right", fontweight="bold")
         fig.supxlabel("share of puzzles that all twenty steps add to the first", fontsize=9.5)
     said = ""
     for model, found in reversed(numbers.items()):
