@@ -343,6 +343,14 @@ CHANGES = {
         "measures/probes.py", "changes.any(0) & ~changes.all(0)", "changes.any(0)",
         "test_probes.py::test_labels_lie_where_the_board_has_them",
     ),
+    "a latent frame read together with those that follow": Change(
+        "measures/probes.py", "slice(frame, frame + 1)", "slice(frame, None)",
+        "test_probes.py::test_one_latent_frame_is_read_alone",
+    ),
+    "the frames after the middle": Change(
+        "measures/probes.py", "latents // 2 - 1 : latents // 2 + 1", "latents // 2 : latents // 2 + 2",
+        "test_probes.py::test_halfway_means_what_the_films_have_drawn_by_then",
+    ),
     "a penalty that fades with the number of puzzles": Change(
         "measures/probes.py", "+= ridge * len(x)", "+= ridge",
         "test_probes.py::test_the_penalty_does_not_depend_on_how_many_puzzles_say_the_same",

@@ -57,7 +57,7 @@ def answered(sample: Sample) -> Labels:
     it would if free cells were told from walls.
     """
     changes = np.array([option != sample.blank for option in sample.options.values()])
-    return Labels(sample.options[sample.answer] != sample.blank, np.asarray(changes.any(0) & ~changes.all(0)))
+    return _telling(sample.options[sample.answer] != sample.blank, changes)
 
 
 def halfway(sample: Sample, latents: int) -> Labels:
@@ -71,7 +71,11 @@ def halfway(sample: Sample, latents: int) -> Labels:
     ends = 1 + np.arange(latents) * (world.FRAMES - 1) // (latents - 1)
     frames = slice(*ends[latents // 2 - 1 : latents // 2 + 1])
     changes = np.array([(film[frames] != film[0]).any(0) for film in sample.possible.values()])
-    value = (sample.ids[frames] != sample.ids[0]).any(0)
+    return _telling((sample.ids[frames] != sample.ids[0]).any(0), changes)
+
+
+def _telling(value: np.ndarray, changes: np.ndarray) -> Labels:
+    """Labels of the cells that tell possible answers apart: some of them change it and others do not, (K, H, W)."""
     return Labels(value, np.asarray(changes.any(0) & ~changes.all(0)))
 
 
