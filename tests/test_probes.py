@@ -51,13 +51,14 @@ def test_area_under_the_curve():
     assert np.isnan(probes.auc(np.array([1.0, 2.0]), [1, 1]))
 
 
-def test_a_probe_reads_the_layer_that_holds_the_label(made):
-    def second_cells(sample):
-        labels = probes.occupied(sample)
-        counted = np.zeros_like(labels.counted)
-        counted[2:8:2, 3:7:2] = True  # inside, where the place does not tell
-        return probes.Labels(labels.value, counted)
+def second_cells(sample):
+    labels = probes.occupied(sample)
+    counted = np.zeros_like(labels.counted)
+    counted[2:8:2, 3:7:2] = True  # inside, where the place does not tell
+    return probes.Labels(labels.value, counted)
 
+
+def test_a_probe_reads_the_layer_that_holds_the_label(made):
     scores = probes.by_layer(made[:25], made[25:], second_cells)
     control = probes.by_layer(made[:25], made[25:], second_cells, control=True)
     assert scores.shape == (15, 1, 2)
@@ -70,12 +71,6 @@ def test_one_latent_frame_is_read_alone(made):
     for one in made:
         value = probes.arrange(probes.occupied, [one.sample], GRID).value[0].reshape(5, 5, 4)
         one.states[0, 0, 0, :, :, 3] += 8 * value[..., 1]
-
-    def second_cells(sample):
-        labels = probes.occupied(sample)
-        counted = np.zeros_like(labels.counted)
-        counted[2:8:2, 3:7:2] = True
-        return probes.Labels(labels.value, counted)
 
     given, later = (np.nanmean(probes.by_layer(made[:25], made[25:], second_cells, frame), (0, 1)) for frame in (0, 2))
     assert given[0] > 0.9 > 0.75 > given[1]
